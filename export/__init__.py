@@ -1,0 +1,1 @@
+"""Export: student to SpikingGraph, passes, and quantisation to the chip's integers."""

@@ -1,0 +1,124 @@
+"""Graphs to files and back: one NumPy archive with a JSON header, no pickle, one schema version.
+
+The archive holds every array under the path of its field and, under ``header``, the JSON of everything else.
+A reader meets only names of this module's table; anything else in the file is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from typing import Any, Union
+
+import numpy as np
+
+from stars_deploy import graph as floats
+from stars_deploy import quantized as integers
+from stars_deploy.artifacts import existing_file, written_whole
+from stars_deploy.errors import FormatError, StarsDeployError
+
+SCHEMA = "stars-deploy graph"
+SCHEMA_VERSION = 1
+
+Graph = Union[floats.SpikingGraph, integers.QuantizedGraph]
+
+_TYPES: Mapping[str, type] = {
+    kind.__name__: kind
+    for kind in (
+        floats.SpikingGraph,
+        floats.Input,
+        floats.Normalize,
+        floats.Conv2d,
+        floats.Linear,
+        floats.BatchNorm,
+        floats.LIF,
+        floats.Integrator,
+        integers.QuantizedGraph,
+        integers.QuantizedInput,
+        integers.Precision,
+        integers.Population,
+        integers.DenseProjection,
+        integers.ConvProjection,
+    )
+}
+
+
+def save_graph(graph: Graph, path: str | os.PathLike[str]) -> None:
+    """Write a graph to `path` (``.npz``), whole or not at all."""
+    arrays: dict[str, np.ndarray] = {}
+    header = {"schema": SCHEMA, "version": SCHEMA_VERSION, "graph": _encode(graph, "graph", arrays)}
+    arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+    with written_whole(path) as draft, open(draft, "wb") as stream:
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
+
+
+def load_graph(path: str | os.PathLike[str]) -> Graph:
+    """Read a graph that :func:`save_graph` wrote; every check of its constructors runs again.
+
+    Raises
+    ------
+    FormatError
+        If the file is no such archive, is truncated, has another schema version, or holds an impossible graph.
+    """
+    existing_file(path)
+    where = str(path)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            header = json.loads(bytes(archive["header"]).decode())
+            if header.get("schema") != SCHEMA or header.get("version") != SCHEMA_VERSION:
+                raise FormatError(
+                    where,
+                    f"schema {header.get('schema')!r} version {header.get('version')!r}",
+                    f"{SCHEMA!r} version {SCHEMA_VERSION}",
+                    "build it again with this version of stars-deploy",
+                )
+            graph = _decode(header["graph"], archive)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, EOFError) as error:
+        raise FormatError(
+            where, f"not a readable graph ({error})", "an .npz written by stars-deploy", "build it again"
+        ) from error
+    except FormatError:
+        raise
+    except StarsDeployError as error:
+        raise FormatError(where, f"holds an impossible graph ({error})", remedy="build it again") from error
+    if not isinstance(graph, (floats.SpikingGraph, integers.QuantizedGraph)):
+        raise FormatError(where, type(graph).__name__, "SpikingGraph or QuantizedGraph")
+    return graph
+
+
+def load_quantized(path: str | os.PathLike[str]) -> integers.QuantizedGraph:
+    """Read a :class:`~stars_deploy.quantized.QuantizedGraph`; refuse the float graph."""
+    graph = load_graph(path)
+    if not isinstance(graph, integers.QuantizedGraph):
+        raise FormatError(str(path), type(graph).__name__, "QuantizedGraph", "give the model.npz of a built directory")
+    return graph
+
+
+def _encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
+    if isinstance(value, np.ndarray):
+        arrays[path] = value
+        return {"array": path}
+    if dataclasses.is_dataclass(value):
+        fields = {
+            item.name: _encode(getattr(value, item.name), f"{path}.{item.name}", arrays)
+            for item in dataclasses.fields(value)
+            if item.init
+        }
+        return {"type": type(value).__name__, "fields": fields}
+    if isinstance(value, tuple):
+        return {"tuple": [_encode(item, f"{path}.{index}", arrays) for index, item in enumerate(value)]}
+    return value
+
+
+def _decode(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "array" in value:
+        return arrays[value["array"]]
+    if "tuple" in value:
+        return tuple(_decode(item, arrays) for item in value["tuple"])
+    fields = {name: _decode(item, arrays) for name, item in value["fields"].items()}
+    return _TYPES[value["type"]](**fields)
