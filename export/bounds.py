@@ -1,0 +1,129 @@
+"""The interval proof: no accumulator of an integer network can leave the chip's 24 bits.
+
+For each channel, the largest and smallest activation follow from the signs of the weights and the range of the source
+(spikes are 0 or 1, graded input 0 to its maximum); current and membrane are then stepped through all timesteps as
+intervals. Trunc, shift and addition are monotone, so the intervals hold for every input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from stars_deploy.errors import QuantizationError
+from stars_deploy.quantized import (
+    DECAY_BITS,
+    DECAY_ONE,
+    STATE_EXP,
+    STATE_LIMIT,
+    IntArray,
+    Population,
+    Projection,
+    QuantizedGraph,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateBounds:
+    """The extremes [LSB] that current ``u`` and membrane ``v`` (before its reset) of a population can reach."""
+
+    u_low: int
+    u_high: int
+    v_low: int
+    v_high: int
+
+    @property
+    def utilization(self) -> float:
+        """Largest magnitude over the limit of 2**23 - 1; above 1 the proof fails."""
+        return max(-self.u_low, self.u_high, -self.v_low, self.v_high) / (STATE_LIMIT - 1)
+
+
+def prove_bounds(graph: QuantizedGraph) -> Mapping[str, StateBounds]:
+    """Prove that no state variable of `graph` can wrap or clip within its timesteps.
+
+    Returns
+    -------
+    mapping of str to StateBounds
+        By population.
+
+    Raises
+    ------
+    QuantizationError
+        Naming the population whose accumulator could leave 24 bits, and by how much.
+    """
+    bounds = {}
+    for population in graph.populations:
+        found = bound_population(graph, population)
+        if found.utilization > 1:
+            raise QuantizationError(
+                population.name,
+                f"its accumulator can reach {found.utilization:.2f} times the 24-bit limit in {graph.timesteps} timesteps",
+                f"|u|, |v| < {STATE_LIMIT}",
+                "use fewer weight bits, input bits or timesteps",
+            )
+        bounds[population.name] = found
+    return bounds
+
+
+def bound_population(graph: QuantizedGraph, population: Population) -> StateBounds:
+    """Return the interval of one population's state variables over the timesteps of `graph`."""
+    low, high = _activation_range(graph, population)
+    return bound_states(population, low, high, graph.timesteps)
+
+
+def bound_states(population: Population, low: IntArray, high: IntArray, timesteps: int) -> StateBounds:
+    """Step the intervals of current and membrane.
+
+    Parameters
+    ----------
+    population : Population
+    low, high : array of int, broadcastable to the population's shape [LSB]
+        Range of the activation of one timestep, before the shift.
+    timesteps : int
+    """
+    bias = population.bias << STATE_EXP
+    threshold = population.vth << STATE_EXP
+    u_low = u_high = v_low = v_high = np.zeros(population.shape, np.int64)
+    extremes = [0, 0, 0, 0]
+    for _ in range(timesteps):
+        u_low = _decayed(u_low, population.decay_u) + (low << STATE_EXP)
+        u_high = _decayed(u_high, population.decay_u) + (high << STATE_EXP)
+        v_low = _decayed(v_low, population.decay_v) + u_low + bias
+        v_high = _decayed(v_high, population.decay_v) + u_high + bias
+        extremes = [
+            min(extremes[0], int(u_low.min())),
+            max(extremes[1], int(u_high.max())),
+            min(extremes[2], int(v_low.min())),
+            max(extremes[3], int(v_high.max())),
+        ]
+        # A neuron above threshold fires and goes to 0; one at or below it stays.
+        v_low = np.minimum(v_low, 0)
+        v_high = np.maximum(np.minimum(v_high, threshold), 0)
+    return StateBounds(u_low=extremes[0], u_high=extremes[1], v_low=extremes[2], v_high=extremes[3])
+
+
+def _activation_range(graph: QuantizedGraph, population: Population) -> tuple[IntArray, IntArray]:
+    low = high = np.zeros(population.shape, np.int64)
+    for projection in graph.into(population.name):
+        graded = projection.source == graph.input.name
+        largest = graph.input.precision.high if graded else int(graph.population(projection.source).fires)
+        negative, positive = (_per_output(projection, part * largest) for part in signed_sums(projection))
+        low, high = low + negative, high + positive
+    return low, high
+
+
+def signed_sums(projection: Projection) -> tuple[IntArray, IntArray]:
+    """Return the sum of the negative and of the positive weights into each output channel, (out,) each."""
+    rows = projection.weight.reshape(len(projection.weight), -1)
+    return np.minimum(rows, 0).sum(1), np.maximum(rows, 0).sum(1)
+
+
+def _per_output(projection: Projection, values: IntArray) -> IntArray:
+    """Shape (out,) so that it broadcasts over (out, H, W) or (out,)."""
+    return values.reshape(-1, 1, 1) if projection.weight.ndim == 4 else values
+
+
+def _decayed(state: IntArray, decay: int) -> IntArray:
+    return np.sign(state) * ((np.abs(state) * (DECAY_ONE - decay)) >> DECAY_BITS)

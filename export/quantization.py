@@ -1,0 +1,250 @@
+"""From the float graph to the chip's integers.
+
+One scale S [LSB per unit of float potential] for each population: weights, bias and threshold of a population are
+multiplied by S and rounded to nearest, because a Loihi population has one threshold. S is as large as the weight bits,
+the bias range, the threshold range and the interval proof allow, and then chosen by calibration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from stars_deploy.convolution import FloatArray
+from stars_deploy.errors import QuantizationError
+from stars_deploy.export.bounds import bound_population, prove_bounds
+from stars_deploy.graph import LIF, NEURONS, Conv2d, Integrator, Linear, SpikingGraph
+from stars_deploy.quantized import (
+    BIAS_LIMIT,
+    DECAY_ONE,
+    VTH_NEVER,
+    ConvProjection,
+    DenseProjection,
+    Population,
+    Precision,
+    Projection,
+    QuantizedGraph,
+    QuantizedInput,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatLayer:
+    """One projection and the population it feeds, in float, with the neuron's gain folded in.
+
+    ``weight`` and ``bias`` give the membrane step [unit of potential] of one timestep; ``leak`` is the share of the
+    potential lost in a timestep.
+    """
+
+    projection: Conv2d | Linear
+    neuron: LIF | Integrator
+    source: str
+    shape: tuple[int, ...]
+    weight: FloatArray
+    bias: FloatArray
+    leak: float
+
+    @property
+    def largest(self) -> float:
+        """Largest weight magnitude."""
+        return float(np.abs(self.weight).max())
+
+
+def float_layers(graph: SpikingGraph) -> tuple[FloatLayer, ...]:
+    """Return the layers of a lowered feed-forward graph, in order of execution.
+
+    Raises
+    ------
+    QuantizationError
+        If a population is not fed by exactly one Conv2d or Linear, or has a leak or reset potential other than 0.
+    """
+    layers = []
+    for node in graph.ordered():
+        if not isinstance(node, NEURONS):
+            continue
+        sources = [graph.node(name) for name in graph.sources(node.name)]
+        if len(sources) != 1 or not isinstance(sources[0], (Conv2d, Linear)):
+            kinds = [type(source).__name__ for source in sources]
+            raise QuantizationError(node.name, f"fed by {kinds}", "one Conv2d or Linear, after the passes")
+        layers.append(_float_layer(graph, sources[0], node))
+    return tuple(layers)
+
+
+def _float_layer(graph: SpikingGraph, projection: Conv2d | Linear, neuron: LIF | Integrator) -> FloatLayer:
+    leak = 0.0
+    gain = graph.dt * neuron.r
+    if isinstance(neuron, LIF):
+        if neuron.v_leak or neuron.v_reset:
+            raise QuantizationError(neuron.name, f"v_leak {neuron.v_leak}, v_reset {neuron.v_reset}", "0 and 0")
+        leak = graph.dt / neuron.tau_mem
+        gain = leak * neuron.r
+        if not 0 <= leak <= 1:
+            raise QuantizationError(f"{neuron.name}.tau_mem", f"{neuron.tau_mem} s", f"at least dt = {graph.dt} s")
+    shape = graph.shapes[neuron.name]
+    bias = projection.bias
+    if bias.ndim == 1 and len(shape) == 3:
+        bias = np.broadcast_to(bias.reshape(-1, 1, 1), shape)
+    return FloatLayer(
+        projection=projection,
+        neuron=neuron,
+        source=graph.sources(projection.name)[0],
+        shape=shape,
+        weight=projection.weight * gain,
+        bias=bias * gain,
+        leak=leak,
+    )
+
+
+def quantize_graph(
+    graph: SpikingGraph, bits: int, input_bits: int, shares: Mapping[str, float] | None = None
+) -> QuantizedGraph:
+    """Quantise a lowered graph and prove its bounds.
+
+    Parameters
+    ----------
+    graph : SpikingGraph
+        After :func:`stars_deploy.export.passes.lower`.
+    bits : int
+        Weight bits, signed, 2 to 8.
+    input_bits : int
+        Bits of the image, unsigned, 1 to 8.
+    shares : mapping of str to float, optional
+        For each population, the weight that just fits the bits, as a share of its largest weight; below 1 the
+        largest weights saturate. From :func:`stars_deploy.export.calibration.calibrate_graph`; 1 where not given.
+
+    Raises
+    ------
+    QuantizationError
+        If a layer does not fit the chip's ranges, or its accumulator cannot be proven to.
+    """
+    if not 2 <= bits <= 8:
+        raise QuantizationError("bits", bits, "2 to 8")
+    incoming = quantized_input(graph, input_bits)
+    built: QuantizedGraph | None = None
+    for layer in float_layers(graph):
+        share = (shares or {}).get(layer.neuron.name, 1.0)
+        built = append_layer(built, incoming, layer, bits, share, graph.timesteps)
+    if built is None:
+        raise QuantizationError("graph", "no populations", "at least one")
+    built = replace(built, labels=graph.labels)
+    prove_bounds(built)
+    return built
+
+
+def quantized_input(graph: SpikingGraph, bits: int) -> QuantizedInput:
+    """Return the integer input of a float graph, its largest pixel at the top of the range.
+
+    Raises
+    ------
+    QuantizationError
+        If pixels can be negative: graded input is unsigned.
+    """
+    if graph.input.low < 0:
+        raise QuantizationError(graph.input.name, f"pixels from {graph.input.low}", "pixels from 0")
+    precision = Precision(bits=bits, signed=False)
+    scale = precision.high / graph.input.high
+    return QuantizedInput(name=graph.input.name, shape=graph.input.shape, precision=precision, scale=scale)
+
+
+def append_layer(
+    built: QuantizedGraph | None,
+    incoming: QuantizedInput,
+    layer: FloatLayer,
+    bits: int,
+    share: float,
+    timesteps: int,
+) -> QuantizedGraph:
+    """Append a layer at the largest scale that the ranges and the interval proof allow.
+
+    Parameters
+    ----------
+    built : QuantizedGraph or None
+        The layers before it.
+    incoming : QuantizedInput
+    layer : FloatLayer
+    bits : int
+        Weight bits, signed.
+    share : float
+        See :func:`quantize_graph`.
+    timesteps : int
+
+    Raises
+    ------
+    QuantizationError
+        If no scale fits.
+    """
+    precision = Precision(bits=bits, signed=True)
+    unit = incoming.scale if layer.source == incoming.name else 1.0
+    if layer.largest == 0:
+        raise QuantizationError(layer.projection.name, "all weights are 0", "at least one other weight")
+    # A weight of 1 in float is `scale / unit` steps: graded input arrives already multiplied by `unit`.
+    scale = unit * precision.high / layer.largest / share
+    bias_limit = float(np.abs(layer.bias).max())
+    if bias_limit > 0:
+        scale = min(scale, (BIAS_LIMIT - 1) / bias_limit)
+    if isinstance(layer.neuron, LIF):
+        scale = min(scale, (VTH_NEVER - 1) / layer.neuron.v_threshold)
+    for _ in range(64):
+        candidate = _appended(built, incoming, layer, precision, scale, unit, timesteps)
+        used = bound_population(candidate, candidate.output).utilization
+        if used <= 1:
+            return candidate
+        scale *= 0.999 / used
+    raise QuantizationError(layer.neuron.name, "no scale keeps its accumulator within 24 bits", "fewer inputs or bits")
+
+
+def _appended(
+    built: QuantizedGraph | None,
+    incoming: QuantizedInput,
+    layer: FloatLayer,
+    precision: Precision,
+    scale: float,
+    unit: float,
+    timesteps: int,
+) -> QuantizedGraph:
+    population = Population(
+        name=layer.neuron.name,
+        shape=layer.shape,
+        decay_v=round(layer.leak * DECAY_ONE),
+        vth=_threshold(layer.neuron, scale),
+        bias=np.rint(layer.bias * scale).astype(np.int64),
+        scale=scale,
+    )
+    projection = _projection(layer, precision, scale / unit)
+    return QuantizedGraph(
+        input=incoming,
+        populations=(*(built.populations if built else ()), population),
+        projections=(*(built.projections if built else ()), projection),
+        timesteps=timesteps,
+    )
+
+
+def _threshold(neuron: LIF | Integrator, scale: float) -> int:
+    if isinstance(neuron, Integrator):
+        return VTH_NEVER
+    # v > threshold in float: the integer comparison is strict as well.
+    vth = round(neuron.v_threshold * scale)
+    if vth < 1:
+        raise QuantizationError(neuron.name, f"a threshold of {neuron.v_threshold * scale:.2g} steps", "at least 1 step")
+    return vth
+
+
+def _projection(layer: FloatLayer, precision: Precision, steps: float) -> Projection:
+    # Beyond its bits a weight saturates: that is what a calibrated share below 1 asks for, and it is reported.
+    weight = np.clip(np.rint(layer.weight * steps), precision.low, precision.high).astype(np.int64)
+    name, target = layer.projection.name, layer.neuron.name
+    if isinstance(layer.projection, Linear):
+        return DenseProjection(name=name, source=layer.source, target=target, weight=weight, precision=precision)
+    return ConvProjection(
+        name=name,
+        source=layer.source,
+        target=target,
+        weight=weight,
+        precision=precision,
+        stride=layer.projection.stride,
+        padding=layer.projection.padding,
+        dilation=layer.projection.dilation,
+        groups=layer.projection.groups,
+    )

@@ -1,0 +1,288 @@
+"""Accuracy beside latency and energy over the number of timesteps: one row a setting, the Pareto-best marked."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stars_deploy.artifacts import written_whole
+from stars_deploy.baseline import AnnBaseline, estimate_baseline
+from stars_deploy.energy import EnergyEstimate, estimate_energy
+from stars_deploy.errors import ConfigError, DataError
+from stars_deploy.export.bounds import prove_bounds
+from stars_deploy.hardware import ChipProfile, CoreEstimate, estimate_cores
+from stars_deploy.latency import LatencyEstimate, estimate_latency
+from stars_deploy.quantized import QuantizedGraph
+from stars_deploy.simulate import Evaluation, Execute, Progress, run_evaluation
+from stars_deploy.targets.reference import run_reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one inference costs on a chip, with the ANN beside it."""
+
+    cores: CoreEstimate
+    latency: LatencyEstimate
+    energy: EnergyEstimate
+    ann: AnnBaseline
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRow:
+    """One setting: a network at one number of timesteps on one chip.
+
+    Parameters
+    ----------
+    model : str
+    weight_bits : int
+        Of the widest projection.
+    evaluation : Evaluation
+    fidelity : float or None
+        Share of images with the teacher's answer; None where the teacher's answers were not given.
+    cost : Cost
+    note : str
+        What a reader must know about this setting.
+    pareto : bool or None
+        Whether no other row is at least as good in both accuracy and nominal total energy and better in one; None
+        where neither accuracy nor fidelity is known.
+    reason : str
+        Why ``pareto`` is what it is.
+    """
+
+    model: str
+    weight_bits: int
+    evaluation: Evaluation
+    fidelity: float | None
+    cost: Cost
+    note: str
+    pareto: bool | None = None
+    reason: str = ""
+
+
+def estimate_cost(
+    graph: QuantizedGraph, evaluation: Evaluation, profile: ChipProfile, *, teacher_macs: int | None = None
+) -> Cost:
+    """Return cores, latency and energy of `evaluation` (of `graph`) on the chip of `profile`, and the ANN's figures."""
+    cores = estimate_cores(graph, profile)
+    latency = estimate_latency(graph, evaluation, profile, cores)
+    return Cost(
+        cores=cores,
+        latency=latency,
+        energy=estimate_energy(evaluation, profile, cores, latency),
+        ann=estimate_baseline(graph, evaluation, teacher_macs=teacher_macs),
+    )
+
+
+def summarize_cost(cost: Cost) -> dict[str, Any]:
+    """Return the ``hardware``, ``latency_s``, ``energy_j`` and ``ann`` sections of ``report.json``."""
+    return {
+        "hardware": asdict(cost.cores),
+        "latency_s": asdict(cost.latency),
+        "energy_j": asdict(cost.energy),
+        "ann": asdict(cost.ann),
+    }
+
+
+def compare_timesteps(
+    graph: QuantizedGraph,
+    images: npt.ArrayLike,
+    labels: npt.ArrayLike | None,
+    profile: ChipProfile,
+    *,
+    timesteps: Sequence[int] = (1, 2, 4, 8),
+    teacher_predictions: npt.ArrayLike | None = None,
+    teacher_macs: int | None = None,
+    model: str = "",
+    batch_size: int = 32,
+    execute: Execute = run_reference,
+    progress: Progress | None = None,
+) -> list[ComparisonRow]:
+    """Run the integers of `graph` at each number of timesteps, and say which settings are Pareto-best.
+
+    Bounds are proven again for each number of timesteps, before anything is run. Nothing is trained or quantised
+    again: a network made for T = 4 is run as it is at T = 8, and its row says so.
+
+    Parameters
+    ----------
+    graph, images, labels, batch_size, execute
+        As for :func:`stars_deploy.simulate.run_evaluation`.
+    profile : ChipProfile
+    timesteps : sequence of int
+        Each at least 1, none twice.
+    teacher_predictions : array of int, (samples,), optional
+        The teacher's answers to `images`, for the fidelity.
+    teacher_macs : int, optional
+        As for :func:`stars_deploy.baseline.estimate_baseline`.
+    model : str
+        A name for the rows.
+    progress : callable, optional
+        ``progress(done, total)`` [samples], over all settings together.
+
+    Returns
+    -------
+    list of ComparisonRow
+        In the order of `timesteps`.
+
+    Raises
+    ------
+    ConfigError
+        If `timesteps` is empty, repeats itself or holds something else than whole numbers of at least 1.
+    QuantizationError
+        If an accumulator could leave 24 bits at one of them.
+    DataError
+        If the evaluation set does not fit, or the teacher's answers are not one an image.
+    """
+    _check_timesteps(timesteps)
+    for steps in timesteps:
+        prove_bounds(graph.with_timesteps(steps))
+    rows = []
+    for index, steps in enumerate(timesteps):
+        setting = graph.with_timesteps(steps)
+        evaluation = run_evaluation(
+            setting,
+            images,
+            labels,
+            batch_size=batch_size,
+            execute=execute,
+            progress=None if progress is None else _shifted(progress, index, len(timesteps)),
+        )
+        rows.append(
+            ComparisonRow(
+                model=model,
+                weight_bits=max(projection.precision.bits for projection in graph.projections),
+                evaluation=evaluation,
+                fidelity=_agreement(evaluation, teacher_predictions),
+                cost=estimate_cost(setting, evaluation, profile, teacher_macs=teacher_macs),
+                note="as built" if steps == graph.timesteps else f"integers made for T = {graph.timesteps}, run as is",
+            )
+        )
+    return mark_pareto(rows)
+
+
+def mark_pareto(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
+    """Return `rows`, of one evaluation set and one chip, with ``pareto`` and ``reason`` filled in.
+
+    Accuracy against nominal total energy; fidelity in place of accuracy where not every row has an accuracy.
+    """
+    for measure in ("accuracy", "fidelity"):
+        scores = [row.evaluation.accuracy if measure == "accuracy" else row.fidelity for row in rows]
+        known = [score for score in scores if score is not None]
+        if len(known) == len(rows):
+            energies = [row.cost.energy.total.nominal for row in rows]
+            return [_judged(rows, known, energies, index, measure) for index in range(len(rows))]
+    return [replace(row, pareto=None, reason="neither accuracy nor fidelity is known") for row in rows]
+
+
+def tabulate_rows(rows: Sequence[ComparisonRow]) -> list[dict[str, Any]]:
+    """Return one flat dict a row, ready for JSON and CSV: counts per inference, times in [s], energies in [J]."""
+    return [_flat(row) for row in rows]
+
+
+def write_csv(rows: Sequence[ComparisonRow], path: str | os.PathLike[str]) -> None:
+    """Write the table of :func:`tabulate_rows` to `path`, whole or not at all; what is unknown stays empty.
+
+    Raises
+    ------
+    ConfigError
+        If there are no rows.
+    ArtifactError
+        If the file cannot be written.
+    """
+    table = tabulate_rows(rows)
+    if not table:
+        raise ConfigError("rows", "none", "at least one setting")
+    with written_whole(path) as draft, open(draft, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def _check_timesteps(timesteps: Sequence[int]) -> None:
+    whole = all(isinstance(steps, int) and not isinstance(steps, bool) and steps >= 1 for steps in timesteps)
+    if not whole or not timesteps or len(set(timesteps)) != len(timesteps):
+        raise ConfigError(
+            "timesteps", list(timesteps), "whole numbers of at least 1, each once", "give for example 1,2,4,8"
+        )
+
+
+def _shifted(progress: Progress, index: int, settings: int) -> Progress:
+    return lambda done, total: progress(index * total + done, settings * total)
+
+
+def _agreement(evaluation: Evaluation, teacher_predictions: npt.ArrayLike | None) -> float | None:
+    if teacher_predictions is None:
+        return None
+    answers = np.asarray(teacher_predictions)
+    if answers.shape != (evaluation.samples,) or not np.issubdtype(answers.dtype, np.integer):
+        raise DataError(
+            "teacher_predictions",
+            f"shape {answers.shape}, dtype {answers.dtype}",
+            f"({evaluation.samples},) integers, one an image",
+        )
+    return float((evaluation.predictions == answers).mean())
+
+
+def _judged(
+    rows: Sequence[ComparisonRow], scores: list[float], energies: list[float], index: int, measure: str
+) -> ComparisonRow:
+    score, energy = scores[index], energies[index]
+    better = [
+        other
+        for other in range(len(rows))
+        if scores[other] >= score and energies[other] <= energy and (scores[other] > score or energies[other] < energy)
+    ]
+    if not better:
+        return replace(
+            rows[index], pareto=True, reason=f"no other setting has at least this {measure} for at most this energy"
+        )
+    # Of all that dominate it, name one that is itself on the front.
+    best = min(better, key=lambda other: (energies[other], -scores[other]))
+    name = " ".join(filter(None, [rows[best].model, f"T = {rows[best].evaluation.timesteps}"]))
+    reason = (
+        f"{name} has {measure} {scores[best]:.4f} against {score:.4f} for {energies[best]:.3g} J against {energy:.3g} J"
+    )
+    return replace(rows[index], pareto=False, reason=reason)
+
+
+def _flat(row: ComparisonRow) -> dict[str, Any]:
+    counts, cost = row.evaluation.totals(), row.cost
+    intervals = {
+        "latency_first_output_s": cost.latency.first_output,
+        "latency_per_inference_s": cost.latency.per_inference,
+        "energy_dynamic_j": cost.energy.dynamic,
+        "energy_static_j": cost.energy.static,
+        "energy_total_j": cost.energy.total,
+    }
+    flat: dict[str, Any] = {
+        "model": row.model,
+        "timesteps": row.evaluation.timesteps,
+        "weight_bits": row.weight_bits,
+        "samples": row.evaluation.samples,
+        "accuracy": row.evaluation.accuracy,
+        "fidelity": row.fidelity,
+        "firing_rate": cost.ann.spike_rate,
+        **{name: counts[name] for name in ("spikes", "messages", "synops", "spike_synops", "input_synops")},
+        "neuron_updates": counts["neuron_updates"],
+    }
+    for name, interval in intervals.items():
+        flat.update({f"{name}_{corner}": value for corner, value in asdict(interval).items()})
+    return {
+        **flat,
+        "latency_layer": cost.latency.layer,
+        "latency_term": cost.latency.term,
+        "hardware": cost.cores.profile,
+        "cores": cost.cores.cores,
+        "chips": cost.cores.chips,
+        "ann_macs": cost.ann.macs,
+        "ann_energy_45nm_int8_arithmetic_j": cost.ann.energy_j,
+        "spikes_per_synapse": cost.ann.spikes_per_synapse,
+        "pareto": row.pareto,
+        "reason": row.reason,
+        "note": row.note,
+    }

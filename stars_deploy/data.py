@@ -1,0 +1,190 @@
+"""Evaluation sets: real images, used to measure and to train teachers, never to distil.
+
+The distiller may not import this module (import-linter checks it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stars_deploy.artifacts import existing_file
+from stars_deploy.errors import DataError, StarsDeployError
+
+#: Names that the command line takes, with the torchvision class behind each.
+TORCHVISION_SETS: Mapping[str, str] = {
+    "mnist": "MNIST",
+    "fashion-mnist": "FashionMNIST",
+    "kmnist": "KMNIST",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+}
+_ALLOWED = f"digits, {', '.join(TORCHVISION_SETS)}, folder (an ImageFolder at --root), or a file .npz"
+
+#: Every fifth image of scikit-learn's digits is for testing: a fixed split, about 20 %.
+DIGITS_TEST_EVERY = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSet:
+    """Labelled images.
+
+    Parameters
+    ----------
+    name : str
+    images : array of float32, (N, C, H, W)
+        Pixel values in [0, 1].
+    labels : array of int64, (N,)
+    classes : tuple of str
+        Class names, in label order.
+    """
+
+    name: str
+    images: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or len(self.images) != len(self.labels):
+            raise DataError(
+                self.name,
+                f"images {self.images.shape}, labels {self.labels.shape}",
+                "images (N, C, H, W) and one label each",
+            )
+        if not len(self.images):
+            raise DataError(self.name, "no images", "at least one image")
+        if not np.isfinite(self.images).all() or self.images.min() < 0 or self.images.max() > 1:
+            raise DataError(self.name, "pixels outside [0, 1], NaN or infinite", "floats in [0, 1] or uint8")
+        if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
+            raise DataError(
+                self.name,
+                f"labels from {self.labels.min()} to {self.labels.max()}",
+                f"0 to {len(self.classes) - 1}",
+            )
+
+    def first(self, count: int | None) -> EvaluationSet:
+        """Return the first `count` images (all of them for None)."""
+        if count is not None and count < 1:
+            raise DataError(self.name, f"{count} images asked for", "at least 1")
+        return EvaluationSet(
+            name=self.name, images=self.images[:count], labels=self.labels[:count], classes=self.classes
+        )
+
+
+def load_dataset(name: str, root: str | Path | None = None, *, train: bool = False) -> EvaluationSet:
+    """Load an evaluation set, or with `train` the training part for a teacher.
+
+    Parameters
+    ----------
+    name : str
+        ``digits`` (in scikit-learn, offline), a torchvision set, ``folder`` or the path of an ``.npz``.
+    root : path, optional
+        Where torchvision sets and image folders are; nothing is ever downloaded.
+    train : bool
+        The training part instead of the test part.
+
+    Raises
+    ------
+    DataError
+        If the name is unknown or the files are missing or unreadable.
+    """
+    if name == "digits":
+        return _digits(train)
+    if name.endswith(".npz"):
+        return _archive(Path(name), train)
+    if name not in TORCHVISION_SETS and name != "folder":
+        raise DataError("--dataset", name, _ALLOWED)
+    if root is None:
+        raise DataError("--root", "not given", f"the folder that holds {name}", "add --root FOLDER")
+    if not Path(root).is_dir():
+        raise DataError("--root", f"{root} is not a folder", "an existing folder")
+    return _image_folder(Path(root), train) if name == "folder" else _torchvision(name, Path(root), train)
+
+
+def _digits(train: bool) -> EvaluationSet:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    test = np.arange(len(bunch.target)) % DIGITS_TEST_EVERY == 0
+    part = ~test if train else test
+    images = (bunch.images[part][:, None] / 16).astype(np.float32)
+    return EvaluationSet(
+        name="digits",
+        images=images,
+        labels=bunch.target[part].astype(np.int64),
+        classes=tuple(str(label) for label in bunch.target_names),
+    )
+
+
+def _torchvision(name: str, root: Path, train: bool) -> EvaluationSet:
+    from torchvision import datasets
+
+    factory: Callable[..., Any] = getattr(datasets, TORCHVISION_SETS[name])
+    try:
+        source = factory(root=str(root), train=train, download=False)
+    except (RuntimeError, OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"--root {root}",
+            f"no readable {name} there ({error})",
+            "torchvision's own layout",
+            "download the set with torchvision, or point --root at it",
+        ) from error
+    pixels = np.asarray(source.data)
+    images = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
+    return _from_arrays(name, images, np.asarray(source.targets), tuple(source.classes))
+
+
+def _image_folder(root: Path, train: bool) -> EvaluationSet:
+    from torchvision import datasets
+
+    folder = next((root / part for part in (("train",) if train else ("test", "val")) if (root / part).is_dir()), root)
+    if train and folder == root:
+        raise DataError(f"--root {root}", "no folder 'train'", "train/<class>/<image>")
+    try:
+        source = datasets.ImageFolder(str(folder))
+        pixels = [np.asarray(image.convert("RGB")) for image, _ in source]
+    except (OSError, ValueError) as error:
+        raise DataError(str(folder), f"not an image folder ({error})", "<class>/<image> files") from error
+    shapes = {image.shape for image in pixels}
+    if len(shapes) != 1:
+        raise DataError(str(folder), f"images of {len(shapes)} sizes", "one size", "resize them first")
+    images = np.stack(pixels).transpose(0, 3, 1, 2)
+    return _from_arrays(folder.name, images, np.asarray(source.targets), tuple(source.classes))
+
+
+def _archive(path: Path, train: bool) -> EvaluationSet:
+    keys = ("x_train", "y_train") if train else ("x_test", "y_test")
+    try:
+        existing_file(path)
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [key for key in keys if key not in archive]
+            if missing:
+                raise DataError(str(path), f"holds {list(archive)}", f"{keys[0]} and {keys[1]}")
+            images, labels = archive[keys[0]], archive[keys[1]]
+    except DataError:
+        raise
+    except StarsDeployError as error:
+        raise DataError(error.where, error.got, error.allowed, error.remedy) from error
+    except Exception as error:  # a damaged zip raises whatever its decoder met first
+        raise DataError(str(path), f"not a readable .npz ({error})", f"arrays {keys[0]} and {keys[1]}") from error
+    if images.ndim == 3:
+        images = images[:, None]
+    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1 or not labels.size:
+        raise DataError(f"{path}:{keys[1]}", f"{labels.dtype} {labels.shape}", "integers, one for each image")
+    classes = tuple(str(index) for index in range(int(labels.max()) + 1))
+    return _from_arrays(path.stem, images, labels, classes)
+
+
+def _from_arrays(
+    name: str, images: npt.NDArray[Any], labels: npt.NDArray[Any], classes: tuple[str, ...]
+) -> EvaluationSet:
+    if images.dtype == np.uint8:
+        images = images.astype(np.float32) / 255
+    return EvaluationSet(
+        name=name, images=images.astype(np.float32), labels=labels.astype(np.int64), classes=classes
+    )

@@ -1,0 +1,264 @@
+"""A quantised network over an evaluation set: what it answers and what it does, counted per layer and timestep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stars_deploy.errors import ConfigError, DataError, TargetError
+from stars_deploy.quantized import IntArray, QuantizedGraph
+from stars_deploy.synops import LayerCounts, count_batch, wire_up
+from stars_deploy.targets.base import SpikeRecord
+from stars_deploy.targets.reference import run_reference
+
+#: Runs a graph on a batch of quantised images, (B, C, H, W) [LSB].
+Execute = Callable[[QuantizedGraph, IntArray], SpikeRecord]
+#: Told how many samples of how many are done.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerActivity:
+    """What one population does, as the mean over the evaluation set; tuples hold one number a timestep.
+
+    Parameters
+    ----------
+    name : str
+    neurons : int
+    spikes_per_step, spike_synops_per_step, input_synops_per_step, dense_synops_per_step : tuple of float
+        Spikes emitted; synops entering from spiking populations, and from the graded input; the same with stored
+        zero weights counted as well.
+    active_per_step : tuple of float
+        Neurons that received a non-zero input or fired; the others are updated as well, at the inactive rate.
+    """
+
+    name: str
+    neurons: int
+    spikes_per_step: tuple[float, ...]
+    spike_synops_per_step: tuple[float, ...]
+    input_synops_per_step: tuple[float, ...]
+    dense_synops_per_step: tuple[float, ...]
+    active_per_step: tuple[float, ...]
+
+    @property
+    def timesteps(self) -> int:
+        """Timesteps for one inference."""
+        return len(self.spikes_per_step)
+
+    @property
+    def synops_per_step(self) -> tuple[float, ...]:
+        """Synops entering at each timestep, from spikes and from the graded input."""
+        pairs = zip(self.spike_synops_per_step, self.input_synops_per_step, strict=True)
+        return tuple(spike + graded for spike, graded in pairs)
+
+    @property
+    def firing_rate(self) -> float:
+        """Spikes for each neuron and timestep."""
+        return sum(self.spikes_per_step) / self.neuron_updates
+
+    @property
+    def neuron_updates(self) -> int:
+        """Updates for one inference: every neuron at every timestep."""
+        return self.neurons * self.timesteps
+
+    def totals(self) -> dict[str, float]:
+        """Return the counts of one inference by name, as in ``report.json``."""
+        return {
+            "synops": sum(self.synops_per_step),
+            "spike_synops": sum(self.spike_synops_per_step),
+            "input_synops": sum(self.input_synops_per_step),
+            "dense_synops": sum(self.dense_synops_per_step),
+            "neuron_updates": self.neuron_updates,
+            "active_updates": sum(self.active_per_step),
+            "spikes": sum(self.spikes_per_step),
+            "messages": sum(self.spikes_per_step),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A network's answers and its activity, per inference, as means over the evaluation set.
+
+    Parameters
+    ----------
+    timesteps, samples : int
+    accuracy : float or None
+        Share of right answers; None where there are no labels.
+    predictions : array of int, (samples,)
+    input_messages : float
+        Graded messages of the input for one inference: non-zero pixels x timesteps.
+    layers : tuple of LayerActivity
+        In the order of the graph's populations.
+    """
+
+    timesteps: int
+    samples: int
+    accuracy: float | None
+    predictions: npt.NDArray[np.int64]
+    input_messages: float
+    layers: tuple[LayerActivity, ...]
+
+    def totals(self) -> dict[str, float]:
+        """Return the counts of one inference summed over layers; ``messages`` includes those of the input."""
+        total = dict.fromkeys(self.layers[0].totals(), 0.0)
+        for layer in self.layers:
+            for name, count in layer.totals().items():
+                total[name] += count
+        total["input_messages"] = self.input_messages
+        total["messages"] += self.input_messages
+        return total
+
+
+def run_evaluation(
+    graph: QuantizedGraph,
+    images: npt.ArrayLike,
+    labels: npt.ArrayLike | None = None,
+    *,
+    batch_size: int = 32,
+    timesteps: int | None = None,
+    execute: Execute = run_reference,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Run `graph` over an evaluation set in batches, and count.
+
+    Parameters
+    ----------
+    graph : QuantizedGraph
+    images : array, (samples, C, H, W)
+        Floats in the pixel range of the teacher, or integers already quantised [LSB].
+    labels : array of int, (samples,), optional
+    batch_size : int
+        Samples held at a time: memory is about ``batch_size * timesteps`` bytes for each neuron.
+    timesteps : int, optional
+        In place of ``graph.timesteps``; prove the bounds for it first.
+    execute : callable
+        ``execute(graph, images) -> SpikeRecord``; the reference unless another engine is given.
+    progress : callable, optional
+        ``progress(done, total)`` [samples], after each batch.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    ConfigError
+        If `batch_size` or `timesteps` is below 1.
+    DataError
+        If there are no images, they do not fit the input, or labels are too few, too many or not class indices.
+    QuantizationError
+        If a pixel leaves the range of the input.
+    TargetError
+        If `execute` returns a record of another shape.
+    """
+    if batch_size < 1:
+        raise ConfigError("batch_size", batch_size, "at least 1")
+    if timesteps is not None and timesteps < 1:
+        raise ConfigError("timesteps", timesteps, "at least 1", "ask for one timestep or more")
+    network = graph if timesteps is None else graph.with_timesteps(timesteps)
+    pixels = _checked_images(network, images)
+    truth = None if labels is None else _checked_labels(network, labels, len(pixels))
+    wires = wire_up(network)
+    counts: dict[str, LayerCounts] = {}
+    predictions, messages = [], 0
+    for start in range(0, len(pixels), batch_size):
+        batch = pixels[start : start + batch_size]
+        steps = batch.astype(np.int64) if _is_quantized(batch) else network.input.quantize(batch)
+        record = execute(network, steps)
+        _check_record(network, record, len(steps))
+        for name, layer in count_batch(network, wires, record, steps).items():
+            counts[name] = counts[name] + layer if name in counts else layer
+        messages += int(np.count_nonzero(steps)) * network.timesteps
+        predictions.append(record.classes())
+        if progress is not None:
+            progress(start + len(steps), len(pixels))
+    answers = np.concatenate(predictions)
+    answers.setflags(write=False)
+    return Evaluation(
+        timesteps=network.timesteps,
+        samples=len(pixels),
+        accuracy=None if truth is None else float((answers == truth).mean()),
+        predictions=answers,
+        input_messages=messages / len(pixels),
+        layers=tuple(_mean(name, network.population(name).size, layer, len(pixels)) for name, layer in counts.items()),
+    )
+
+
+def summarize_counts(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the ``counts`` of ``report.json``: per inference and per layer, means over the evaluation set."""
+    return {
+        "samples": evaluation.samples,
+        "timesteps": evaluation.timesteps,
+        "per_inference": evaluation.totals(),
+        "per_layer": [
+            {
+                "name": layer.name,
+                "neurons": layer.neurons,
+                **layer.totals(),
+                "firing_rate": layer.firing_rate,
+                "synops_per_step": list(layer.synops_per_step),
+                "spikes_per_step": list(layer.spikes_per_step),
+            }
+            for layer in evaluation.layers
+        ],
+    }
+
+
+def _mean(name: str, neurons: int, counts: LayerCounts, samples: int) -> LayerActivity:
+    def per_step(sums: IntArray) -> tuple[float, ...]:
+        return tuple(int(total) / samples for total in sums)
+
+    return LayerActivity(
+        name=name,
+        neurons=neurons,
+        spikes_per_step=per_step(counts.spikes),
+        spike_synops_per_step=per_step(counts.spike_synops),
+        input_synops_per_step=per_step(counts.input_synops),
+        dense_synops_per_step=per_step(counts.dense_synops),
+        active_per_step=per_step(counts.active),
+    )
+
+
+def _is_quantized(images: npt.NDArray[Any]) -> bool:
+    return bool(np.issubdtype(images.dtype, np.integer))
+
+
+def _checked_images(graph: QuantizedGraph, images: npt.ArrayLike) -> npt.NDArray[Any]:
+    try:
+        array = np.asarray(images)
+    except ValueError as error:
+        raise DataError("images", f"not an array ({error})", f"(samples, {graph.input.shape})") from error
+    if not (_is_quantized(array) or np.issubdtype(array.dtype, np.floating)):
+        raise DataError("images", f"dtype {array.dtype}", "floats, or integers already quantised")
+    if len(array.shape) != 1 + len(graph.input.shape) or array.shape[1:] != tuple(graph.input.shape):
+        raise DataError("images", f"shape {array.shape}", f"(samples, {graph.input.shape})", "choose another data set")
+    if not len(array):
+        raise DataError("images", "no images", "at least one", "give an evaluation set that is not empty")
+    return array
+
+
+def _checked_labels(graph: QuantizedGraph, labels: npt.ArrayLike, samples: int) -> npt.NDArray[Any]:
+    array, classes = np.asarray(labels), graph.output.size
+    if array.shape != (samples,) or not np.issubdtype(array.dtype, np.integer):
+        raise DataError("labels", f"shape {array.shape}, dtype {array.dtype}", f"({samples},) integers, one an image")
+    if array.min() < 0 or array.max() >= classes:
+        raise DataError(
+            "labels",
+            f"classes from {array.min()} to {array.max()}",
+            f"0 to {classes - 1}",
+            "evaluate on the data set that the teacher was trained for",
+        )
+    return array
+
+
+def _check_record(graph: QuantizedGraph, record: SpikeRecord, samples: int) -> None:
+    for population in graph.populations:
+        expected = (graph.timesteps, samples, *population.shape)
+        spikes = record.spikes.get(population.name)
+        if spikes is None or spikes.shape != expected:
+            got = "no spikes" if spikes is None else f"spikes of shape {spikes.shape}"
+            raise TargetError(population.name, f"the engine returned {got}", f"{expected}")

@@ -1,0 +1,173 @@
+"""Synaptic operations: which stored weights a spike meets, counted and not assumed.
+
+A synaptic operation (synop) is one spike at one stored non-zero weight whose target neuron exists: NeuroBench's
+``Effective_ACs``, and what the counters of Loihi 2 read (0.1 to 0.5 % on the full cores of lava-dl's PilotNet). A
+weight that would look into the padding is never met. A graded input message meets weights in the same way
+(``Effective_MACs``) and is counted apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from stars_deploy.quantized import ConvProjection, IntArray, Precision, Projection, QuantizedGraph
+from stars_deploy.targets.base import SpikeRecord
+from stars_deploy.targets.reference import project
+
+_BIT = Precision(bits=1, signed=False)
+
+
+def fan_out(projection: Projection, shape: tuple[int, ...], *, stored: bool = False) -> IntArray:
+    """Return how many synapses one spike of each source neuron drives.
+
+    Parameters
+    ----------
+    projection : Projection
+    shape : tuple of int
+        Shape of the source population.
+    stored : bool
+        Count stored zero weights as well (what dense storage reads); otherwise non-zero weights only.
+
+    Returns
+    -------
+    array of int, of `shape` [synapses]
+    """
+    weight = projection.weight
+    kept: IntArray = np.ones_like(weight) if stored else (weight != 0).astype(np.int64)
+    if not isinstance(projection, ConvProjection):
+        fans: IntArray = kept.sum(axis=0, dtype=np.int64).reshape(shape)
+        return fans
+    out, per_group, rows, columns = weight.shape
+    per_tap = kept.reshape(projection.groups, out // projection.groups, per_group, rows, columns).sum(axis=1)
+    per_tap = per_tap.reshape(shape[0], rows, columns)
+    _, height, width = projection.output_shape(shape)
+    (pad_y, pad_x), (step_y, step_x), (dilate_y, dilate_x) = projection.padding, projection.stride, projection.dilation
+    padded = np.zeros((shape[0], shape[1] + 2 * pad_y, shape[2] + 2 * pad_x), np.int64)
+    for y in range(rows):
+        for x in range(columns):
+            top, left = y * dilate_y, x * dilate_x
+            padded[
+                :,
+                top : top + step_y * (height - 1) + 1 : step_y,
+                left : left + step_x * (width - 1) + 1 : step_x,
+            ] += per_tap[:, y, x, None, None]
+    return padded[:, pad_y : pad_y + shape[1], pad_x : pad_x + shape[2]]
+
+
+def connections(projection: Projection, shape: tuple[int, ...]) -> int:
+    """Return the synapses between neurons that exist, zero weights included: an ANN's multiply-accumulates."""
+    return int(fan_out(projection, shape, stored=True).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wire:
+    """One projection, prepared for counting: fan-out per source neuron (flat), and its non-zero weights as ones."""
+
+    projection: Projection
+    effective: IntArray
+    stored: IntArray
+    ones: Projection
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCounts:
+    """Sums over a batch for one population, each an array of int (T,).
+
+    ``active`` counts neuron updates in which the neuron received a spike or a graded message through a non-zero
+    weight, or fired.
+    """
+
+    spikes: IntArray
+    spike_synops: IntArray
+    input_synops: IntArray
+    dense_synops: IntArray
+    active: IntArray
+
+    def __add__(self, other: LayerCounts) -> LayerCounts:
+        return LayerCounts(
+            spikes=self.spikes + other.spikes,
+            spike_synops=self.spike_synops + other.spike_synops,
+            input_synops=self.input_synops + other.input_synops,
+            dense_synops=self.dense_synops + other.dense_synops,
+            active=self.active + other.active,
+        )
+
+
+def wire_up(graph: QuantizedGraph) -> tuple[Wire, ...]:
+    """Return the projections of `graph`, prepared for :func:`count_batch`."""
+    return tuple(
+        Wire(
+            projection=projection,
+            effective=fan_out(projection, graph.shape_of(projection.source)).ravel(),
+            stored=fan_out(projection, graph.shape_of(projection.source), stored=True).ravel(),
+            ones=replace(projection, weight=(projection.weight != 0).astype(np.int64), precision=_BIT),
+        )
+        for projection in graph.projections
+    )
+
+
+def count_batch(
+    graph: QuantizedGraph, wires: tuple[Wire, ...], record: SpikeRecord, images: IntArray
+) -> dict[str, LayerCounts]:
+    """Count what a batch made each population do.
+
+    Parameters
+    ----------
+    graph : QuantizedGraph
+    wires : tuple of Wire
+        From :func:`wire_up` of the same graph.
+    record : SpikeRecord
+        Spikes (T, B, *shape).
+    images : array of int, (B, C, H, W) [LSB]
+        A pixel of 0 sends no message.
+
+    Returns
+    -------
+    dict of str to LayerCounts
+        Sums over the batch. A spike whose delay would bring it in after the last timestep meets no weight.
+    """
+    return {
+        population.name: _count_layer(
+            graph, tuple(wire for wire in wires if wire.projection.target == population.name), record, images
+        )
+        for population in graph.populations
+    }
+
+
+def _count_layer(graph: QuantizedGraph, wires: tuple[Wire, ...], record: SpikeRecord, images: IntArray) -> LayerCounts:
+    steps, samples = graph.timesteps, len(images)
+    from_spikes, from_input, dense = (np.zeros(steps, np.int64) for _ in range(3))
+    name = wires[0].projection.target
+    fired = record.spikes[name]
+    touched = fired.copy()
+    for wire in wires:
+        source, delay = wire.projection.source, wire.projection.delay
+        if delay >= steps:
+            continue
+        if source == graph.input.name:
+            emitted = np.broadcast_to((images != 0).reshape(samples, -1).sum(axis=0), (steps, images[0].size))
+            touched[delay:] |= project(wire.ones, (images != 0).astype(np.int64)) > 0
+        else:
+            emitted = record.spikes[source].reshape(steps, samples, -1).sum(axis=1)
+            _touch(touched, wire, record.spikes[source])
+        arriving = emitted[: steps - delay]
+        (from_input if source == graph.input.name else from_spikes)[delay:] += arriving @ wire.effective
+        dense[delay:] += arriving @ wire.stored
+    per_step = (steps, -1)
+    return LayerCounts(
+        spikes=fired.reshape(per_step).sum(axis=1),
+        spike_synops=from_spikes,
+        input_synops=from_input,
+        dense_synops=dense,
+        active=touched.reshape(per_step).sum(axis=1),
+    )
+
+
+def _touch(touched: npt.NDArray[np.bool_], wire: Wire, spikes: npt.NDArray[np.bool_]) -> None:
+    """Mark in `touched` (T, B, *shape) the neurons that spikes reach, one timestep at a time to bound memory."""
+    delay = wire.projection.delay
+    for step in range(delay, len(touched)):
+        touched[step] |= project(wire.ones, spikes[step - delay].astype(np.int64)) > 0
