@@ -2,7 +2,8 @@
 
 For each channel, the largest and smallest activation follow from the signs of the weights and the range of the source
 (spikes are 0 or 1, graded input 0 to its maximum); current and membrane are then stepped through all timesteps as
-intervals. Trunc, shift and addition are monotone, so the intervals hold for every input.
+intervals. Trunc, shift and addition are monotone, so the intervals hold for every input: at padded borders, where fewer
+weights act, before a delay has passed, and in a loop with a delay, because 0 lies in the range of every source.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ import numpy as np
 
 from stars_deploy.errors import QuantizationError
 from stars_deploy.quantized import (
-    DECAY_BITS,
-    DECAY_ONE,
     STATE_EXP,
     STATE_LIMIT,
     IntArray,
     Population,
     Projection,
     QuantizedGraph,
+    decayed,
 )
+
+#: Where intervals stop growing [LSB]: far beyond the limit, and small enough that int64 holds every product.
+SATURATION = 1 << 48
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,10 @@ class StateBounds:
 
     @property
     def utilization(self) -> float:
-        """Largest magnitude over the limit of 2**23 - 1; above 1 the proof fails."""
+        """Largest magnitude over the limit of 2**23 - 1; above 1 the proof fails.
+
+        A current of exactly +2**23 would not wrap, but is refused as well: it is no signed 24-bit number.
+        """
         return max(-self.u_low, self.u_high, -self.v_low, self.v_high) / (STATE_LIMIT - 1)
 
 
@@ -59,7 +65,7 @@ def prove_bounds(graph: QuantizedGraph) -> Mapping[str, StateBounds]:
         if found.utilization > 1:
             raise QuantizationError(
                 population.name,
-                f"its accumulator can reach {found.utilization:.2f} times the 24-bit limit in {graph.timesteps} timesteps",
+                f"accumulates up to {found.utilization:.2f} times the 24-bit limit in {graph.timesteps} timesteps",
                 f"|u|, |v| < {STATE_LIMIT}",
                 "use fewer weight bits, input bits or timesteps",
             )
@@ -88,20 +94,24 @@ def bound_states(population: Population, low: IntArray, high: IntArray, timestep
     u_low = u_high = v_low = v_high = np.zeros(population.shape, np.int64)
     extremes = [0, 0, 0, 0]
     for _ in range(timesteps):
-        u_low = _decayed(u_low, population.decay_u) + (low << STATE_EXP)
-        u_high = _decayed(u_high, population.decay_u) + (high << STATE_EXP)
-        v_low = _decayed(v_low, population.decay_v) + u_low + bias
-        v_high = _decayed(v_high, population.decay_v) + u_high + bias
+        u_low = _saturated(decayed(u_low, population.decay_u) + (low << STATE_EXP))
+        u_high = _saturated(decayed(u_high, population.decay_u) + (high << STATE_EXP))
+        v_low = _saturated(decayed(v_low, population.decay_v) + u_low + bias)
+        v_high = _saturated(decayed(v_high, population.decay_v) + u_high + bias)
         extremes = [
             min(extremes[0], int(u_low.min())),
             max(extremes[1], int(u_high.max())),
             min(extremes[2], int(v_low.min())),
             max(extremes[3], int(v_high.max())),
         ]
-        # A neuron above threshold fires and goes to 0; one at or below it stays.
-        v_low = np.minimum(v_low, 0)
-        v_high = np.maximum(np.minimum(v_high, threshold), 0)
+        # What exceeds the threshold (at least 0) fires and goes to 0; what does not stays.
+        v_low = np.where(v_high > threshold, np.minimum(v_low, 0), v_low)
+        v_high = np.minimum(v_high, threshold)
     return StateBounds(u_low=extremes[0], u_high=extremes[1], v_low=extremes[2], v_high=extremes[3])
+
+
+def _saturated(states: IntArray) -> IntArray:
+    return np.clip(states, -SATURATION, SATURATION)
 
 
 def _activation_range(graph: QuantizedGraph, population: Population) -> tuple[IntArray, IntArray]:
@@ -123,7 +133,3 @@ def signed_sums(projection: Projection) -> tuple[IntArray, IntArray]:
 def _per_output(projection: Projection, values: IntArray) -> IntArray:
     """Shape (out,) so that it broadcasts over (out, H, W) or (out,)."""
     return values.reshape(-1, 1, 1) if projection.weight.ndim == 4 else values
-
-
-def _decayed(state: IntArray, decay: int) -> IntArray:
-    return np.sign(state) * ((np.abs(state) * (DECAY_ONE - decay)) >> DECAY_BITS)

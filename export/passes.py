@@ -9,7 +9,7 @@ import numpy as np
 
 from stars_deploy.convolution import correlate
 from stars_deploy.errors import GraphError
-from stars_deploy.graph import BatchNorm, Conv2d, Linear, Node, Normalize, SpikingGraph
+from stars_deploy.graph import BatchNorm, Conv2d, FloatArray, Linear, Node, Normalize, SpikingGraph
 
 Weighted = (Conv2d, Linear)
 
@@ -41,8 +41,9 @@ def fold_batch_norm(graph: SpikingGraph) -> SpikingGraph:
 def fold_normalization(graph: SpikingGraph) -> SpikingGraph:
     """Fold the input normalisation into the projection after it.
 
-    Requires that it feeds Conv2d or Linear nodes only. Ensures that no Normalize is left. A zero-padded border is not a
-    border of zero pixels (it is one of mean pixels), so the bias becomes one per neuron: ``b' = b - w * (mean / std)``.
+    Requires that it feeds Conv2d or Linear nodes only, each of which has no other source. Ensures that no Normalize is
+    left. A zero-padded border is not a border of zero pixels (it is one of mean pixels), so the bias becomes one per
+    neuron: ``b' = b - w * (mean / std)``.
 
     Raises
     ------
@@ -54,8 +55,12 @@ def fold_normalization(graph: SpikingGraph) -> SpikingGraph:
         offset = np.broadcast_to(_spatial(norm.mean / norm.std, np.empty(shape)), shape)
         for name in graph.targets(norm.name):
             node = graph.node(name)
-            if not isinstance(node, Weighted):
-                raise GraphError(norm.name, f"feeds {name}, a {type(node).__name__}", "Conv2d or Linear")
+            if not isinstance(node, Weighted) or len(graph.sources(name)) != 1:
+                raise GraphError(
+                    norm.name,
+                    f"feeds {name}, a {type(node).__name__} with {len(graph.sources(name))} sources",
+                    "Conv2d or Linear that nothing else feeds",
+                )
             graph = _with_node(graph, _shifted(node, offset, 1 / norm.std))
         graph = _removed(graph, norm)
     return graph
@@ -81,7 +86,7 @@ def lower(graph: SpikingGraph) -> SpikingGraph:
     return graph
 
 
-def _shifted(node: Conv2d | Linear, offset: np.ndarray, factor: np.ndarray) -> Node:
+def _shifted(node: Conv2d | Linear, offset: FloatArray, factor: FloatArray) -> Node:
     if isinstance(node, Linear):
         columns = np.broadcast_to(_spatial(factor, offset), offset.shape).reshape(-1)
         return replace(node, weight=node.weight * columns, bias=node.bias - node.weight @ offset.reshape(-1))
@@ -89,13 +94,14 @@ def _shifted(node: Conv2d | Linear, offset: np.ndarray, factor: np.ndarray) -> N
     by_input = factor.reshape(node.groups, 1, -1, 1, 1)
     weight = node.weight.reshape(node.groups, -1, *node.weight.shape[1:]) * by_input
     bias = np.broadcast_to(_spatial(node.bias, seen), seen.shape) if node.bias.ndim == 1 else node.bias
-    bias = bias - seen
     # Without padding every neuron of a channel sees the same offset, and one bias a channel is enough.
-    uniform = np.ptp(bias.reshape(len(bias), -1), axis=1).max() < 1e-12 * max(1.0, float(np.abs(bias).max()))
+    rounding = 1e-12 * (np.abs(bias).max() + np.abs(seen).max())
+    bias = bias - seen
+    uniform = np.ptp(bias.reshape(len(bias), -1), axis=1).max() <= rounding
     return replace(node, weight=weight.reshape(node.weight.shape), bias=bias[:, 0, 0] if uniform else bias)
 
 
-def _spatial(per_channel: np.ndarray, like: np.ndarray) -> np.ndarray:
+def _spatial(per_channel: FloatArray, like: FloatArray) -> FloatArray:
     return per_channel.reshape(-1, *[1] * (like.ndim - 1))
 
 
@@ -103,7 +109,11 @@ def _lone_source(graph: SpikingGraph, norm: BatchNorm) -> Conv2d | Linear:
     sources = graph.sources(norm.name)
     node = graph.node(sources[0])
     if len(sources) != 1 or not isinstance(node, Weighted) or len(graph.targets(node.name)) != 1:
-        raise GraphError(norm.name, f"follows {sources}", "one Conv2d or Linear that feeds nothing else")
+        raise GraphError(
+            norm.name,
+            f"follows {', '.join(sources)} ({type(node).__name__}, feeding {', '.join(graph.targets(node.name))})",
+            "one Conv2d or Linear that feeds nothing else",
+        )
     return node
 
 
@@ -112,9 +122,7 @@ def _with_node(graph: SpikingGraph, node: Node) -> SpikingGraph:
 
 
 def _removed(graph: SpikingGraph, node: Node) -> SpikingGraph:
-    bridges = tuple(
-        (source, target) for source in graph.sources(node.name) for target in graph.targets(node.name)
-    )
+    bridges = tuple((source, target) for source in graph.sources(node.name) for target in graph.targets(node.name))
     edges = tuple(edge for edge in graph.edges if node.name not in edge) + bridges
     return graph.with_nodes(tuple(other for other in graph.nodes if other.name != node.name), edges)
 

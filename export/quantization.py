@@ -7,15 +7,15 @@ the bias range, the threshold range and the interval proof allow, and then chose
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stars_deploy.convolution import FloatArray
 from stars_deploy.errors import QuantizationError
 from stars_deploy.export.bounds import bound_population, prove_bounds
-from stars_deploy.graph import LIF, NEURONS, Conv2d, Integrator, Linear, SpikingGraph
+from stars_deploy.graph import LIF, NEURONS, Conv2d, FloatArray, Input, Integrator, Linear, Node, SpikingGraph
 from stars_deploy.quantized import (
     BIAS_LIMIT,
     DECAY_ONE,
@@ -58,21 +58,30 @@ def float_layers(graph: SpikingGraph) -> tuple[FloatLayer, ...]:
     Raises
     ------
     QuantizationError
-        If a population is not fed by exactly one Conv2d or Linear, or has a leak or reset potential other than 0.
+        If a population is not fed by exactly one Conv2d or Linear of its own, that by exactly one input or LIF; if a
+        node is of another kind or leads nowhere; or if a leak or reset potential is not 0.
     """
-    layers = []
-    for node in graph.ordered():
-        if not isinstance(node, NEURONS):
-            continue
-        sources = [graph.node(name) for name in graph.sources(node.name)]
-        if len(sources) != 1 or not isinstance(sources[0], (Conv2d, Linear)):
-            kinds = [type(source).__name__ for source in sources]
-            raise QuantizationError(node.name, f"fed by {kinds}", "one Conv2d or Linear, after the passes")
-        layers.append(_float_layer(graph, sources[0], node))
-    return tuple(layers)
+    for node in graph.nodes:
+        if not isinstance(node, (Input, Conv2d, Linear, *NEURONS)):
+            raise QuantizationError(
+                node.name, f"a {type(node).__name__}", "Conv2d, Linear, LIF, Integrator", "lower the graph first"
+            )
+    layers = tuple(_float_layer(graph, node) for node in graph.ordered() if isinstance(node, NEURONS))
+    ends = [node.name for node in graph.nodes if not graph.targets(node.name)]
+    if not layers or ends != [layers[-1].neuron.name]:  # at least one layer, then: callers rely on it
+        raise QuantizationError("graph", f"ends in {', '.join(ends)}", "one population, to read out")
+    return layers
 
 
-def _float_layer(graph: SpikingGraph, projection: Conv2d | Linear, neuron: LIF | Integrator) -> FloatLayer:
+def _float_layer(graph: SpikingGraph, neuron: LIF | Integrator) -> FloatLayer:
+    projection = _lone_source(graph, neuron)
+    if not isinstance(projection, (Conv2d, Linear)):
+        raise _misfed(graph, neuron, "one Conv2d or Linear")
+    source = _lone_source(graph, projection)
+    if not isinstance(source, (Input, LIF)):
+        raise _misfed(graph, projection, "one input or LIF")
+    if len(graph.targets(projection.name)) != 1:
+        raise QuantizationError(projection.name, f"feeds {', '.join(graph.targets(projection.name))}", "one population")
     leak = 0.0
     gain = graph.dt * neuron.r
     if isinstance(neuron, LIF):
@@ -89,12 +98,23 @@ def _float_layer(graph: SpikingGraph, projection: Conv2d | Linear, neuron: LIF |
     return FloatLayer(
         projection=projection,
         neuron=neuron,
-        source=graph.sources(projection.name)[0],
+        source=source.name,
         shape=shape,
         weight=projection.weight * gain,
         bias=bias * gain,
         leak=leak,
     )
+
+
+def _lone_source(graph: SpikingGraph, node: Node) -> Node | None:
+    sources = graph.sources(node.name)
+    return graph.node(sources[0]) if len(sources) == 1 else None
+
+
+def _misfed(graph: SpikingGraph, node: Node, allowed: str) -> QuantizationError:
+    sources = [graph.node(name) for name in graph.sources(node.name)]
+    found = ", ".join(f"{source.name} ({type(source).__name__})" for source in sources)
+    return QuantizationError(node.name, f"is fed by {found}", allowed)
 
 
 def quantize_graph(
@@ -119,15 +139,11 @@ def quantize_graph(
     QuantizationError
         If a layer does not fit the chip's ranges, or its accumulator cannot be proven to.
     """
-    if not 2 <= bits <= 8:
-        raise QuantizationError("bits", bits, "2 to 8")
     incoming = quantized_input(graph, input_bits)
-    built: QuantizedGraph | None = None
-    for layer in float_layers(graph):
-        share = (shares or {}).get(layer.neuron.name, 1.0)
+    first, *others = ((layer, (shares or {}).get(layer.neuron.name, 1.0)) for layer in float_layers(graph))
+    built = append_layer(None, incoming, first[0], bits, first[1], graph.timesteps)
+    for layer, share in others:
         built = append_layer(built, incoming, layer, bits, share, graph.timesteps)
-    if built is None:
-        raise QuantizationError("graph", "no populations", "at least one")
     built = replace(built, labels=graph.labels)
     prove_bounds(built)
     return built
@@ -139,10 +155,12 @@ def quantized_input(graph: SpikingGraph, bits: int) -> QuantizedInput:
     Raises
     ------
     QuantizationError
-        If pixels can be negative: graded input is unsigned.
+        If pixels can be negative (graded input is unsigned) or can only be 0.
     """
-    if graph.input.low < 0:
-        raise QuantizationError(graph.input.name, f"pixels from {graph.input.low}", "pixels from 0")
+    if graph.input.low < 0 or graph.input.high <= 0:
+        raise QuantizationError(
+            graph.input.name, f"pixels from {graph.input.low} to {graph.input.high}", "from 0 to a positive number"
+        )
     precision = Precision(bits=bits, signed=False)
     scale = precision.high / graph.input.high
     return QuantizedInput(name=graph.input.name, shape=graph.input.shape, precision=precision, scale=scale)
@@ -173,26 +191,44 @@ def append_layer(
     Raises
     ------
     QuantizationError
-        If no scale fits.
+        If `bits` or `share` is out of range, all weights are 0, or no scale keeps the accumulator within 24 bits
+        and yet a threshold of at least 1 step and a weight other than 0.
     """
+    if not 2 <= bits <= 8:
+        raise QuantizationError("bits", bits, "2 to 8")
+    if not 0 < share <= 1:
+        raise QuantizationError(f"{layer.neuron.name}, share", share, "more than 0, at most 1")
     precision = Precision(bits=bits, signed=True)
     unit = incoming.scale if layer.source == incoming.name else 1.0
     if layer.largest == 0:
-        raise QuantizationError(layer.projection.name, "all weights are 0", "at least one other weight")
-    # A weight of 1 in float is `scale / unit` steps: graded input arrives already multiplied by `unit`.
-    scale = unit * precision.high / layer.largest / share
-    bias_limit = float(np.abs(layer.bias).max())
-    if bias_limit > 0:
-        scale = min(scale, (BIAS_LIMIT - 1) / bias_limit)
-    if isinstance(layer.neuron, LIF):
-        scale = min(scale, (VTH_NEVER - 1) / layer.neuron.v_threshold)
-    for _ in range(64):
+        raise QuantizationError(
+            layer.projection.name, "all weights are 0", "at least one other weight", "remove the layer, or train it"
+        )
+    scale = _largest_scale(layer, unit * precision.high / share)
+    # Nearly always the first or second try fits. Saturated weights do not shrink with the scale, so that `used` may
+    # hardly fall: the falling second factor ends the search in any case, with weights or a threshold that round to 0.
+    for attempt in itertools.count():
         candidate = _appended(built, incoming, layer, precision, scale, unit, timesteps)
         used = bound_population(candidate, candidate.output).utilization
         if used <= 1:
-            return candidate
-        scale *= 0.999 / used
-    raise QuantizationError(layer.neuron.name, "no scale keeps its accumulator within 24 bits", "fewer inputs or bits")
+            break
+        scale *= min(0.999 / used, 0.5 ** (attempt / 32))
+    return candidate
+
+
+def _largest_scale(layer: FloatLayer, weight_steps: float) -> float:
+    """Return the largest scale at which largest weight, bias and threshold are all in range.
+
+    A weight of 1 in float is ``scale / unit`` steps, because graded input arrives already multiplied by its unit; so
+    `weight_steps` is ``unit`` times the largest integer weight.
+    """
+    scale = weight_steps / layer.largest
+    largest_bias = float(np.abs(layer.bias).max())
+    if largest_bias > 0:
+        scale = min(scale, (BIAS_LIMIT - 1) / largest_bias)
+    if isinstance(layer.neuron, LIF):
+        scale = min(scale, (VTH_NEVER - 1) / layer.neuron.v_threshold)
+    return scale
 
 
 def _appended(
@@ -227,7 +263,12 @@ def _threshold(neuron: LIF | Integrator, scale: float) -> int:
     # v > threshold in float: the integer comparison is strict as well.
     vth = round(neuron.v_threshold * scale)
     if vth < 1:
-        raise QuantizationError(neuron.name, f"a threshold of {neuron.v_threshold * scale:.2g} steps", "at least 1 step")
+        raise QuantizationError(
+            neuron.name,
+            f"its weights, bias and accumulator leave {neuron.v_threshold * scale:.2g} steps for its threshold",
+            "at least 1 step",
+            "more weight bits; or its weights or bias are out of proportion to the threshold",
+        )
     return vth
 
 
@@ -235,6 +276,13 @@ def _projection(layer: FloatLayer, precision: Precision, steps: float) -> Projec
     # Beyond its bits a weight saturates: that is what a calibrated share below 1 asks for, and it is reported.
     weight = np.clip(np.rint(layer.weight * steps), precision.low, precision.high).astype(np.int64)
     name, target = layer.projection.name, layer.neuron.name
+    if not weight.any():
+        raise QuantizationError(
+            name,
+            f"its largest weight is {layer.largest * steps:.2g} steps, so that all round to 0",
+            "at least one other weight",
+            f"the bias, threshold or accumulator of {target} leaves no room: fewer timesteps or inputs, a smaller bias",
+        )
     if isinstance(layer.projection, Linear):
         return DenseProjection(name=name, source=layer.source, target=target, weight=weight, precision=precision)
     return ConvProjection(

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from torch import Tensor, nn
 
 from stars_deploy.errors import GraphError
-from stars_deploy.graph import LIF, BatchNorm, Conv2d, Input, Integrator, Linear, Node, Normalize, SpikingGraph
-from stars_deploy.student import DT, THRESHOLD, SpikingLayer, Student
+from stars_deploy.graph import (
+    LIF,
+    BatchNorm,
+    Conv2d,
+    FloatArray,
+    Input,
+    Integrator,
+    Linear,
+    Node,
+    Normalize,
+    SpikingGraph,
+)
+from stars_deploy.spiking import DT, THRESHOLD, SpikingLayer, Student
 
 
 def trace_student(student: Student, labels: tuple[str, ...] = ()) -> SpikingGraph:
@@ -37,49 +52,51 @@ def trace_student(student: Student, labels: tuple[str, ...] = ()) -> SpikingGrap
         Normalize(name="normalize", mean=np.array(form.mean), std=np.array(form.std)),
     ]
     counts: dict[str, int] = {}
-    for layer in student.layers:
+    for position, layer in enumerate(student.layers):
         if isinstance(layer, nn.Flatten):  # Linear flattens its input
             continue
-        kind = _kind(layer)
+        if type(layer) not in _WORDS:
+            raise GraphError(
+                f"student.layers.{position}",
+                type(layer).__name__,
+                ", ".join(["Flatten", *(kind.__name__ for kind in _WORDS)]),
+            )
+        kind, describe = _WORDS[type(layer)]
         counts[kind] = counts.get(kind, 0) + 1
-        nodes.append(_node(layer, f"{kind}{counts[kind]}"))
+        nodes.append(describe(layer, f"{kind}{counts[kind]}"))
     nodes.append(Integrator(name="readout", r=1 / DT))
-    edges = tuple((one.name, other.name) for one, other in zip(nodes, nodes[1:]))
+    edges = tuple((one.name, other.name) for one, other in itertools.pairwise(nodes))
     return SpikingGraph(nodes=tuple(nodes), edges=edges, dt=DT, timesteps=student.timesteps, labels=labels)
 
 
-def _kind(layer: nn.Module) -> str:
-    kinds = {
-        nn.Conv2d: "conv",
-        nn.Linear: "dense",
-        nn.BatchNorm2d: "norm",
-        nn.BatchNorm1d: "norm",
-        SpikingLayer: "lif",
-    }
-    if type(layer) not in kinds:
-        raise GraphError("student", type(layer).__name__, "Conv2d, Linear, BatchNorm, Flatten, SpikingLayer")
-    return kinds[type(layer)]
+def _population(layer: SpikingLayer, name: str) -> Node:
+    return LIF(name=name, tau_mem=DT / layer.gain, r=1 / layer.gain, v_threshold=THRESHOLD)
 
 
-def _node(layer: nn.Module, name: str) -> Node:
-    if isinstance(layer, SpikingLayer):
-        return LIF(name=name, tau_mem=DT / layer.gain, r=1 / layer.gain, v_threshold=THRESHOLD)
-    if isinstance(layer, nn.Conv2d):
-        return Conv2d(
-            name=name,
-            weight=_values(layer.weight),
-            bias=_values(layer.bias, layer.out_channels),
-            stride=_pair(layer.stride),
-            padding=_pair(layer.padding),
-            dilation=_pair(layer.dilation),
-            groups=layer.groups,
-        )
-    if isinstance(layer, nn.Linear):
-        return Linear(name=name, weight=_values(layer.weight), bias=_values(layer.bias, layer.out_features))
-    gamma = np.ones(layer.num_features) if layer.weight is None else _values(layer.weight)
+def _convolution(layer: nn.Conv2d, name: str) -> Node:
+    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        raise GraphError(name, f"padding {layer.padding!r}, {layer.padding_mode}", "zero padding, given as numbers")
+    return Conv2d(
+        name=name,
+        weight=_values(layer.weight),
+        bias=_values(layer.bias, layer.out_channels),
+        stride=_pair(layer.stride),
+        padding=_pair(layer.padding),
+        dilation=_pair(layer.dilation),
+        groups=layer.groups,
+    )
+
+
+def _dense(layer: nn.Linear, name: str) -> Node:
+    return Linear(name=name, weight=_values(layer.weight), bias=_values(layer.bias, layer.out_features))
+
+
+def _batch_norm(layer: Any, name: str) -> Node:
+    if layer.running_mean is None or layer.running_var is None:
+        raise GraphError(name, "a batch norm without running statistics", "track_running_stats=True")
     return BatchNorm(
         name=name,
-        gamma=gamma,
+        gamma=np.ones(layer.num_features) if layer.weight is None else _values(layer.weight),
         beta=_values(layer.bias, layer.num_features),
         mean=_values(layer.running_mean),
         var=_values(layer.running_var),
@@ -87,10 +104,18 @@ def _node(layer: nn.Module, name: str) -> Node:
     )
 
 
-def _pair(values: object) -> tuple[int, int]:
-    first, second = tuple(values)  # type: ignore[arg-type,call-overload,var-annotated]
-    return int(first), int(second)
+_WORDS: dict[type[nn.Module], tuple[str, Callable[[Any, str], Node]]] = {
+    nn.Conv2d: ("conv", _convolution),
+    nn.Linear: ("dense", _dense),
+    nn.BatchNorm2d: ("norm", _batch_norm),
+    nn.BatchNorm1d: ("norm", _batch_norm),
+    SpikingLayer: ("lif", _population),
+}
 
 
-def _values(tensor: Tensor | None, zeros: int = 0) -> np.ndarray:
+def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
+    return int(sizes[0]), int(sizes[1])
+
+
+def _values(tensor: Tensor | None, zeros: int = 0) -> FloatArray:
     return np.zeros(zeros) if tensor is None else tensor.detach().double().numpy()

@@ -59,7 +59,7 @@ class AnnBaseline:
     Parameters
     ----------
     macs : int
-        Multiply-accumulates, padding not counted.
+        Multiply-accumulates: of the deployed topology without padding, or those given for the teacher.
     macs_of : str
         Whose they are.
     macs_per_layer : mapping of str to int

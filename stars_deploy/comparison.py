@@ -89,13 +89,14 @@ def summarize_cost(cost: Cost) -> dict[str, Any]:
     }
 
 
-def compare_timesteps(
-    graph: QuantizedGraph,
+def compare_graphs(
+    graphs: Sequence[QuantizedGraph],
     images: npt.ArrayLike,
     labels: npt.ArrayLike | None,
     profile: ChipProfile,
     *,
-    timesteps: Sequence[int] = (1, 2, 4, 8),
+    built_for: int | None = None,
+    quantized_again: bool = False,
     teacher_predictions: npt.ArrayLike | None = None,
     teacher_macs: int | None = None,
     model: str = "",
@@ -103,66 +104,78 @@ def compare_timesteps(
     execute: Execute = run_reference,
     progress: Progress | None = None,
 ) -> list[ComparisonRow]:
-    """Run the integers of `graph` at each number of timesteps, and say which settings are Pareto-best.
+    """Run each of `graphs` at its own number of timesteps, and say which settings are Pareto-best.
 
-    Bounds are proven again for each number of timesteps, before anything is run. Nothing is trained or quantised
-    again: a network made for T = 4 is run as it is at T = 8, and its row says so.
+    Bounds are proven for all of them before anything is run.
 
     Parameters
     ----------
-    graph, images, labels, batch_size, execute
-        As for :func:`stars_deploy.simulate.run_evaluation`.
-    profile : ChipProfile
-    timesteps : sequence of int
-        Each at least 1, none twice.
+    graphs : sequence of QuantizedGraph
+        Settings of one model, one row each.
+    images, labels, profile, batch_size, execute
+        As for :func:`stars_deploy.simulate.run_evaluation` and :func:`estimate_cost`.
+    built_for : int, optional
+        Timesteps that the model was built for; a row at another number says so.
+    quantized_again : bool
+        Whether the integers at other numbers of timesteps were made for them, or are those of `built_for`.
     teacher_predictions : array of int, (samples,), optional
         The teacher's answers to `images`, for the fidelity.
-    teacher_macs : int, optional
-        As for :func:`stars_deploy.baseline.estimate_baseline`.
-    model : str
-        A name for the rows.
+    teacher_macs, model
+        As for :func:`stars_deploy.baseline.estimate_baseline`; a name for the rows.
     progress : callable, optional
         ``progress(done, total)`` [samples], over all settings together.
 
-    Returns
-    -------
-    list of ComparisonRow
-        In the order of `timesteps`.
-
     Raises
     ------
-    ConfigError
-        If `timesteps` is empty, repeats itself or holds something else than whole numbers of at least 1.
-    QuantizationError
-        If an accumulator could leave 24 bits at one of them.
-    DataError
-        If the evaluation set does not fit, or the teacher's answers are not one an image.
+    ConfigError, QuantizationError, DataError
+        If there are no graphs; if an accumulator of one could leave 24 bits; if the evaluation set does not fit, or the
+        teacher's answers are not one an image.
     """
-    _check_timesteps(timesteps)
-    for steps in timesteps:
-        prove_bounds(graph.with_timesteps(steps))
+    if not graphs:
+        raise ConfigError("settings", "none", "at least one", "give for example --timesteps 1,2,4,8")
+    for graph in graphs:
+        prove_bounds(graph)
     rows = []
-    for index, steps in enumerate(timesteps):
-        setting = graph.with_timesteps(steps)
-        evaluation = run_evaluation(
-            setting,
-            images,
-            labels,
-            batch_size=batch_size,
-            execute=execute,
-            progress=None if progress is None else _shifted(progress, index, len(timesteps)),
-        )
+    for index, graph in enumerate(graphs):
+        told = None if progress is None else _shifted(progress, index, len(graphs))
+        evaluation = run_evaluation(graph, images, labels, batch_size=batch_size, execute=execute, progress=told)
         rows.append(
             ComparisonRow(
                 model=model,
                 weight_bits=max(projection.precision.bits for projection in graph.projections),
                 evaluation=evaluation,
                 fidelity=_agreement(evaluation, teacher_predictions),
-                cost=estimate_cost(setting, evaluation, profile, teacher_macs=teacher_macs),
-                note="as built" if steps == graph.timesteps else f"integers made for T = {graph.timesteps}, run as is",
+                cost=estimate_cost(graph, evaluation, profile, teacher_macs=teacher_macs),
+                note=_origin(graph.timesteps, built_for, quantized_again),
             )
         )
     return mark_pareto(rows)
+
+
+def compare_timesteps(
+    graph: QuantizedGraph,
+    images: npt.ArrayLike,
+    labels: npt.ArrayLike | None,
+    profile: ChipProfile,
+    *,
+    timesteps: Sequence[int] = (1, 2, 4, 8),
+    **options: Any,
+) -> list[ComparisonRow]:
+    """Run the integers of `graph`, as they are, at each number of timesteps: :func:`compare_graphs` of one network.
+
+    Nothing is trained or quantised again: a network made for T = 4 is run as it is at T = 8, and its row says so.
+    `options` are those of :func:`compare_graphs` from `teacher_predictions` on.
+
+    Raises
+    ------
+    ConfigError
+        If `timesteps` is empty, repeats itself or holds something else than whole numbers of at least 1.
+    QuantizationError, DataError
+        As :func:`compare_graphs`.
+    """
+    _check_timesteps(timesteps)
+    settings = [graph.with_timesteps(steps) for steps in timesteps]
+    return compare_graphs(settings, images, labels, profile, built_for=graph.timesteps, **options)
 
 
 def mark_pareto(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
@@ -209,6 +222,14 @@ def _check_timesteps(timesteps: Sequence[int]) -> None:
         raise ConfigError(
             "timesteps", list(timesteps), "whole numbers of at least 1, each once", "give for example 1,2,4,8"
         )
+
+
+def _origin(timesteps: int, built_for: int | None, quantized_again: bool) -> str:
+    if built_for is None or timesteps == built_for:
+        return "as built"
+    if quantized_again:
+        return f"quantised again for T = {timesteps}; the student was trained for T = {built_for}"
+    return f"integers made for T = {built_for}, run as is"
 
 
 def _shifted(progress: Progress, index: int, settings: int) -> Progress:

@@ -96,8 +96,8 @@ class StudentConfig(_Section):
 class DistillConfig(_Section):
     """How the student follows the teacher (see :mod:`stars_deploy.distill`)."""
 
-    steps: Count = 1200
-    batch: Count = 128
+    steps: Count = 400
+    batch: Count = 64
     steps_per_round: Count = 10
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     temperature: Annotated[float, Field(gt=0)] = 4.0

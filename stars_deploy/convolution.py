@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from stars_deploy.graph import convolved_size
-
-FloatArray = npt.NDArray[np.float64]
+from stars_deploy.graph import FloatArray, convolved_size
 
 
 def correlate(
@@ -53,4 +50,5 @@ def correlate(
             for group in range(groups):
                 channels = seen[:, group * per_group : (group + 1) * per_group]
                 result[group] += np.tensordot(by_group[group, :, :, y, x], channels, axes=(1, 1))
-    return result.reshape(out, len(values), height, width).swapaxes(0, 1)
+    correlated: FloatArray = result.reshape(out, len(values), height, width).swapaxes(0, 1)
+    return correlated

@@ -5,6 +5,7 @@ The distiller may not import this module (import-linter checks it).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ _ALLOWED = f"digits, {', '.join(TORCHVISION_SETS)}, folder (an ImageFolder at --
 
 #: Every fifth image of scikit-learn's digits is for testing: a fixed split, about 20 %.
 DIGITS_TEST_EVERY = 5
+#: Most classes that an ``.npz`` may name by its largest label (ImageNet-21k has 21 841).
+MOST_CLASSES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,7 @@ class EvaluationSet:
                 f"images {self.images.shape}, labels {self.labels.shape}",
                 "images (N, C, H, W) and one label each",
             )
-        if not len(self.images):
+        if not self.images.size:
             raise DataError(self.name, "no images", "at least one image")
         if not np.isfinite(self.images).all() or self.images.min() < 0 or self.images.max() > 1:
             raise DataError(self.name, "pixels outside [0, 1], NaN or infinite", "floats in [0, 1] or uint8")
@@ -125,12 +128,16 @@ def _torchvision(name: str, root: Path, train: bool) -> EvaluationSet:
     from torchvision import datasets
 
     factory: Callable[..., Any] = getattr(datasets, TORCHVISION_SETS[name])
+    legacy = root / TORCHVISION_SETS[name] / "processed"
+    if legacy.exists():
+        # torchvision would prefer the torch files of its versions before 0.9 there, which can hold code.
+        raise DataError(str(legacy), "torch files of an old torchvision", "the folder raw beside it", "remove it")
     try:
         source = factory(root=str(root), train=train, download=False)
-    except (RuntimeError, OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged file raises whatever torchvision's reader meets first
         raise DataError(
             f"--root {root}",
-            f"no readable {name} there ({error})",
+            f"no readable {name} there ({str(error) or type(error).__name__})",
             "torchvision's own layout",
             "download the set with torchvision, or point --root at it",
         ) from error
@@ -148,7 +155,7 @@ def _image_folder(root: Path, train: bool) -> EvaluationSet:
     try:
         source = datasets.ImageFolder(str(folder))
         pixels = [np.asarray(image.convert("RGB")) for image, _ in source]
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged image raises whatever its decoder meets first
         raise DataError(str(folder), f"not an image folder ({error})", "<class>/<image> files") from error
     shapes = {image.shape for image in pixels}
     if len(shapes) != 1:
@@ -165,7 +172,7 @@ def _archive(path: Path, train: bool) -> EvaluationSet:
             missing = [key for key in keys if key not in archive]
             if missing:
                 raise DataError(str(path), f"holds {list(archive)}", f"{keys[0]} and {keys[1]}")
-            images, labels = archive[keys[0]], archive[keys[1]]
+            images, labels = (_stored_array(path, archive, key) for key in keys)
     except DataError:
         raise
     except StarsDeployError as error:
@@ -176,15 +183,36 @@ def _archive(path: Path, train: bool) -> EvaluationSet:
         images = images[:, None]
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1 or not labels.size:
         raise DataError(f"{path}:{keys[1]}", f"{labels.dtype} {labels.shape}", "integers, one for each image")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < MOST_CLASSES:
+        raise DataError(
+            f"{path}:{keys[1]}", f"labels from {labels.min()} to {labels.max()}", f"0 to {MOST_CLASSES - 1}"
+        )
     classes = tuple(str(index) for index in range(int(labels.max()) + 1))
     return _from_arrays(path.stem, images, labels, classes)
+
+
+def _stored_array(path: Path, archive: Any, key: str) -> npt.NDArray[Any]:
+    """Return an array of an archive, if the file really holds what its header promises."""
+    with archive.zip.open(f"{key}.npy") as stream:
+        header: Any = np.lib.format
+        read = {(1, 0): header.read_array_header_1_0, (2, 0): header.read_array_header_2_0}
+        shape, _, dtype = read[header.read_magic(stream)](stream)
+    if dtype.hasobject:
+        raise DataError(f"{path}:{key}", "Python objects, which are never unpickled", "an array of numbers")
+    promised = math.prod(shape) * dtype.itemsize
+    if promised > archive.zip.getinfo(f"{key}.npy").file_size:
+        raise DataError(
+            f"{path}:{key}", f"a header that promises {promised} bytes, more than there are", "a whole file"
+        )
+    array: npt.NDArray[Any] = archive[key]
+    return array
 
 
 def _from_arrays(
     name: str, images: npt.NDArray[Any], labels: npt.NDArray[Any], classes: tuple[str, ...]
 ) -> EvaluationSet:
+    if images.dtype.kind not in "fui":
+        raise DataError(name, f"images of {images.dtype}", "floats in [0, 1] or uint8")
     if images.dtype == np.uint8:
         images = images.astype(np.float32) / 255
-    return EvaluationSet(
-        name=name, images=images.astype(np.float32), labels=labels.astype(np.int64), classes=classes
-    )
+    return EvaluationSet(name=name, images=images.astype(np.float32), labels=labels.astype(np.int64), classes=classes)

@@ -5,7 +5,6 @@ The distiller is handed a teacher, never a data set, and may not import :mod:`st
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,14 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stars_deploy.artifacts import existing_file, written_whole
 from stars_deploy.config import BuildConfig, DistillConfig
-from stars_deploy.errors import ArtifactError, ConfigError
+from stars_deploy.errors import ArtifactError, ConfigError, FormatError
+from stars_deploy.norms import watched_norms
 from stars_deploy.student import Student, StudentOutput
 from stars_deploy.synthesis.backbone import FastBackbone
 from stars_deploy.synthesis.generator import ImagePool
-from stars_deploy.teacher import Teacher, norm_layers
+from stars_deploy.teacher import Teacher
 from stars_deploy.views import randomly_shifted
+from stars_deploy.weights import read_tensors, write_tensors
 
 Progress = Callable[[int, int, str], None]
 
@@ -50,10 +50,12 @@ class Distiller:
 
     def __post_init__(self) -> None:
         plan = self.config.distill
-        self.backbone = FastBackbone(self.teacher, self.config.synthesis, self.config.objectives())
+        seed = self.config.seed
+        self.backbone = FastBackbone(self.teacher, self.config.synthesis, self.config.objectives(), seed)
         self.pool = ImagePool(self.teacher.input.shape, self.config.synthesis.pool)
         self.optimizer = torch.optim.Adam(self.student.parameters(), lr=plan.learning_rate)
-        self.draws = torch.Generator().manual_seed(self.config.seed)
+        # Apart from the backbone's, so that what the student sees is drawn alike whatever the synthesis.
+        self.draws = torch.Generator().manual_seed(seed)
 
     def run(self, progress: Progress, checkpoint: Path | None = None) -> Student:
         """Distil until the planned number of steps is reached.
@@ -74,6 +76,8 @@ class Distiller:
         ------
         ConfigError
             If the loss is no longer finite.
+        ArtifactError
+            If a checkpoint cannot be written; the one before it stays.
         """
         plan = self.config.distill
         while self.step < plan.steps:
@@ -84,14 +88,20 @@ class Distiller:
                 progress(self.step, plan.steps, _described(self.history[-1]))
             if checkpoint is not None and self.step % plan.checkpoint_every == 0 and self.step < plan.steps:
                 self.save(checkpoint)
-        return self.student.eval().requires_grad_(False)  # type: ignore[return-value]
+        self._freeze()
+        return self.student
 
     def _synthesize(self) -> None:
-        self.student.eval().requires_grad_(False)
+        self._freeze()
         warm = self.config.synthesis.warmup_steps if self.step == 0 else None
         batch = self.backbone.synthesize(self.student, warm)
         self.pool.add(batch.images)
         self.history.append({"step": float(self.step), **{f"synthesis/{k}": v for k, v in batch.terms.items()}})
+
+    def _freeze(self) -> None:
+        self.student.eval().requires_grad_(False)
+
+    def _unfreeze(self) -> None:
         self.student.train().requires_grad_(True)
         if self.scales:
             # Inherited statistics are the teacher's own, from real data: better than ours from synthetic images.
@@ -100,10 +110,11 @@ class Distiller:
 
     def _advance(self) -> None:
         plan = self.config.distill
+        self._unfreeze()
         for group in self.optimizer.param_groups:
             group["lr"] = plan.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.step / plan.steps)))
         images = self.pool.sample(plan.batch, self.draws)
-        images = randomly_shifted(images, self.backbone.shift, self.config.synthesis.flip)
+        images = randomly_shifted(images, self.backbone.shift, self.config.synthesis.flip, self.draws)
         with torch.no_grad():
             logits, activations = observe(self.teacher, images)
         loss, terms = follow(self.student(images), logits, activations, self.scales, plan)
@@ -113,91 +124,99 @@ class Distiller:
                 "lower distill.learning_rate, then continue with --resume from the last checkpoint",
             )  # fmt: skip
         self.optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         self.optimizer.step()
         self.step += 1
         self.history[-1].update(step=float(self.step), **terms)
 
     def save(self, path: Path) -> None:
-        """Write everything that :meth:`restore` needs, as tensors (no pickle), whole or not at all."""
-        from safetensors.torch import save_file
-
-        tensors: dict[str, Tensor] = {"pool": self.pool.images, "rng": torch.get_rng_state()}
-        tensors["draws"] = self.draws.get_state()
-        for prefix, module in (("student", self.student), ("generator", self.backbone.generator)):
-            tensors.update({f"{prefix}/{name}": value for name, value in module.state_dict().items()})
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors.update({f"adam/{index}/{name}": torch.as_tensor(value) for name, value in state.items()})
-        header = {"step": self.step, "added": self.pool.added, "history": self.history, "run": self._fingerprint()}
-        copies = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
-        with written_whole(path) as draft:
-            save_file(copies, str(draft), metadata={"stars_deploy": json.dumps({"distiller": header})})
-
-    def restore(self, path: Path) -> None:
-        """Go on from a checkpoint of the same teacher and configuration.
+        """Write everything that :meth:`restore` needs, as tensors (no pickle), whole or not at all.
 
         Raises
         ------
         ArtifactError
-            If the checkpoint is damaged or belongs to another run.
+            If the file cannot be written; an older one stays as it was.
         """
-        from safetensors import SafetensorError, safe_open
+        tensors: dict[str, Tensor] = {"pool": self.pool.images[: len(self.pool)]}
+        tensors.update({f"draws/{name}": generator.get_state() for name, generator in self._generators().items()})
+        for prefix, module in self._modules().items():
+            tensors.update({f"{prefix}/{name}": value for name, value in module.state_dict().items()})
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors.update({f"adam/{index}/{name}": torch.as_tensor(value) for name, value in state.items()})
+        header = {"step": self.step, "added": self.pool.added, "history": self.history, "run": self._fingerprint()}
+        write_tensors(tensors, {"distiller": header}, path)
 
-        existing_file(path)
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint of the same teacher and configuration.
+
+        On one thread the final student has the same bits as that of a run without interrupt.
+
+        Raises
+        ------
+        ArtifactError
+            If the checkpoint is missing or damaged, or belongs to another run.
+        """
         try:
-            with safe_open(str(path), framework="pt") as archive:
-                header = json.loads((archive.metadata() or {})["stars_deploy"])["distiller"]
-                tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
-            if header["run"] != self._fingerprint():
-                raise ArtifactError(
-                    str(path), "belongs to a run with other settings, another teacher or seed",
-                    "the settings it was started with", "resume with the same options, or build without --resume",
-                )  # fmt: skip
-            self._load(header, tensors)
-        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+            tensors, description = read_tensors(path)
+            header = description["distiller"]
+            fingerprint = header["run"]
+        except (FormatError, KeyError, TypeError) as error:
+            raise _unreadable(path, error) from error
+        if fingerprint != self._fingerprint():
             raise ArtifactError(
-                str(path), f"not a readable checkpoint ({error})", remedy="build again without --resume"
-            ) from error
+                str(path), "belongs to a run with other settings, another teacher or seed",
+                "the settings it was started with", "resume with the same options, or build without --resume",
+            )  # fmt: skip
+        try:
+            self._load(header, tensors)
+        except Exception as error:  # whatever torch says to states that do not fit
+            raise _unreadable(path, error) from error
 
     def _load(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        for prefix, module in (("student/", self.student), ("generator/", self.backbone.generator)):
-            module.load_state_dict(
-                {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            )
+        for prefix, module in self._modules().items():
+            module.load_state_dict(_under(f"{prefix}/", tensors))
         adam: dict[int, dict[str, Tensor]] = {}
-        for path, value in tensors.items():
-            if path.startswith("adam/"):
-                _, index, name = path.split("/")
-                adam.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict(
-            {"state": adam, "param_groups": self.optimizer.state_dict()["param_groups"]}
-        )
-        self.pool.images, self.pool.added = tensors["pool"].clone(), int(header["added"])
-        torch.set_rng_state(tensors["rng"])
-        self.draws.set_state(tensors["draws"])
+        for name, value in _under("adam/", tensors).items():
+            index, _, key = name.partition("/")
+            adam.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict({"state": adam, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.pool.restore(tensors["pool"], int(header["added"]))
+        for name, generator in self._generators().items():
+            generator.set_state(tensors[f"draws/{name}"])
         self.step, self.history = int(header["step"]), list(header["history"])
 
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"student": self.student, "generator": self.backbone.generator}
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        return {"student": self.draws, "backbone": self.backbone.draws}
+
     def _fingerprint(self) -> dict[str, Any]:
-        """What must be equal for a checkpoint to be continued."""
-        depends_on = {"student", "method", "synthesis", "distill", "timesteps", "seed"}
+        """Return what must be equal for a checkpoint to be continued."""
+        depends_on = {"student", "synthesis", "distill", "timesteps", "seed"}
         settings = self.config.model_dump(mode="json", include=depends_on)
         settings["distill"].pop("checkpoint_every")
-        return {"teacher": self.teacher.weights["sha256"], **settings}
+        settings["synthesis"]["objectives"] = self.config.objectives().model_dump(mode="json")
+        form = self.teacher.input
+        expects = [list(form.shape), list(form.mean), list(form.std)]
+        teacher = {"spec": self.teacher.spec, "sha256": self.teacher.weights["sha256"], "input": expects}
+        return {"teacher": teacher, **settings}
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _unreadable(path: Path, error: Exception) -> ArtifactError:
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    return ArtifactError(str(path), f"not a readable checkpoint ({first_line})", remedy="build again without --resume")
 
 
 def observe(teacher: Teacher, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Return a teacher's logits, and what its batch norms pass on after rectification, layer by layer."""
-    activations: list[Tensor] = []
-
-    def remember(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
-        activations.append(torch.relu(output))
-
-    hooks = [layer.register_forward_hook(remember) for _, layer in norm_layers(teacher.module)]
-    try:
-        return teacher.logits(images), activations
-    finally:
-        for hook in hooks:
-            hook.remove()
+    """Return a teacher's logits, and what its batch norms pass on after rectification, in order of execution."""
+    with watched_norms(teacher.module, activations=True) as seen:
+        logits = teacher.logits(images)
+    return logits, list(seen.activations.values())
 
 
 def follow(
@@ -217,7 +236,7 @@ def follow(
     if scales and plan.rate_matching:
         distances = [
             (scale * rate - wanted).square().mean() / wanted.square().mean().clamp_min(1e-6)
-            for scale, rate, wanted in zip(scales, output.rates(), activations)
+            for scale, rate, wanted in zip(scales, output.rates(), activations, strict=True)
         ]
         terms["rates"] = plan.rate_matching * torch.stack(distances).mean()
     loss = torch.stack(list(terms.values())).sum()

@@ -31,6 +31,12 @@ VTH_NEVER = 1 << 17
 BIAS_LIMIT = 1 << 15
 
 
+def decayed(state: IntArray, decay: int) -> IntArray:
+    """Return ``trunc(state * (4096 - decay) / 4096)``, rounded toward zero: what a timestep leaves of a state [LSB]."""
+    result: IntArray = np.sign(state) * ((np.abs(state) * (DECAY_ONE - decay)) >> DECAY_BITS)
+    return result
+
+
 @dataclass(frozen=True, kw_only=True)
 class Precision:
     """An integer type: ``bits`` wide, signed or not, one step worth ``2**exponent``.
@@ -119,7 +125,7 @@ class QuantizedInput:
             raise QuantizationError(self.name, f"images of shape {array.shape}", f"(samples, {self.shape})")
         if not np.isfinite(array).all():
             raise QuantizationError(self.name, "pixels that are NaN or infinite", "finite pixels")
-        steps = np.rint(array * self.scale).astype(np.int64)
+        steps: IntArray = np.rint(array * self.scale).astype(np.int64)
         self.precision.check(steps, self.name)
         return steps
 
@@ -338,12 +344,12 @@ def same_graph(one: QuantizedGraph, other: QuantizedGraph) -> str:
         other.input.precision,
     ):
         return one.input.name
-    pairs: list[tuple[object, object]] = [
-        *zip(one.populations, other.populations),
-        *zip(one.projections, other.projections),
-    ]
     if (len(one.populations), len(one.projections)) != (len(other.populations), len(other.projections)):
         return "number of layers"
+    pairs: list[tuple[object, object]] = [
+        *zip(one.populations, other.populations, strict=True),
+        *zip(one.projections, other.projections, strict=True),
+    ]
     for left, right in pairs:
         difference = _first_difference(left, right)
         if difference:

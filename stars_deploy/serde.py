@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any, Union
 
@@ -22,6 +24,14 @@ from stars_deploy.errors import FormatError, StarsDeployError
 
 SCHEMA = "stars-deploy graph"
 SCHEMA_VERSION = 1
+
+#: What NumPy, zipfile, zlib and json raise for content that is damaged or hostile (RecursionError is a RuntimeError).
+_UNREADABLE: tuple[type[Exception], ...] = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError, EOFError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+)
+#: More than deflate can compress (1,032 to 1).
+_MAX_COMPRESSION = 1100
 
 Graph = Union[floats.SpikingGraph, integers.QuantizedGraph]
 
@@ -66,6 +76,7 @@ def load_graph(path: str | os.PathLike[str]) -> Graph:
     existing_file(path)
     where = str(path)
     try:
+        _check_sizes(where)
         with np.load(path, allow_pickle=False) as archive:
             header = json.loads(bytes(archive["header"]).decode())
             if header.get("schema") != SCHEMA or header.get("version") != SCHEMA_VERSION:
@@ -76,7 +87,7 @@ def load_graph(path: str | os.PathLike[str]) -> Graph:
                     "build it again with this version of stars-deploy",
                 )
             graph = _decode(header["graph"], archive)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, EOFError) as error:
+    except _UNREADABLE as error:
         raise FormatError(
             where, f"not a readable graph ({error})", "an .npz written by stars-deploy", "build it again"
         ) from error
@@ -95,6 +106,24 @@ def load_quantized(path: str | os.PathLike[str]) -> integers.QuantizedGraph:
     if not isinstance(graph, integers.QuantizedGraph):
         raise FormatError(str(path), type(graph).__name__, "QuantizedGraph", "give the model.npz of a built directory")
     return graph
+
+
+def _check_sizes(path: str) -> None:
+    # NumPy allocates what an array's header claims before it reads a byte of it.
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            with archive.open(info) as stream:
+                version = np.lib.format.read_magic(stream)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(stream)
+                claimed = math.prod(shape) * dtype.itemsize
+                if claimed != info.file_size - stream.tell() or info.file_size > info.compress_size * _MAX_COMPRESSION:
+                    raise FormatError(
+                        f"{path}: {info.filename}",
+                        f"{claimed} bytes claimed, {info.file_size} stored in {info.compress_size}",
+                        "an array of the size that its header says",
+                        "build it again",
+                    )
 
 
 def _encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:

@@ -162,27 +162,12 @@ def run_evaluation(
     network = graph if timesteps is None else graph.with_timesteps(timesteps)
     pixels = _checked_images(network, images)
     truth = None if labels is None else _checked_labels(network, labels, len(pixels))
-    wires = wire_up(network)
-    counts: dict[str, LayerCounts] = {}
-    predictions, messages = [], 0
-    for start in range(0, len(pixels), batch_size):
-        batch = pixels[start : start + batch_size]
-        steps = batch.astype(np.int64) if _is_quantized(batch) else network.input.quantize(batch)
-        record = execute(network, steps)
-        _check_record(network, record, len(steps))
-        for name, layer in count_batch(network, wires, record, steps).items():
-            counts[name] = counts[name] + layer if name in counts else layer
-        messages += int(np.count_nonzero(steps)) * network.timesteps
-        predictions.append(record.classes())
-        if progress is not None:
-            progress(start + len(steps), len(pixels))
-    answers = np.concatenate(predictions)
-    answers.setflags(write=False)
+    predictions, messages, counts = _run_batches(network, pixels, batch_size, execute, progress)
     return Evaluation(
         timesteps=network.timesteps,
         samples=len(pixels),
-        accuracy=None if truth is None else float((answers == truth).mean()),
-        predictions=answers,
+        accuracy=None if truth is None else float((predictions == truth).mean()),
+        predictions=predictions,
         input_messages=messages / len(pixels),
         layers=tuple(_mean(name, network.population(name).size, layer, len(pixels)) for name, layer in counts.items()),
     )
@@ -206,6 +191,28 @@ def summarize_counts(evaluation: Evaluation) -> dict[str, Any]:
             for layer in evaluation.layers
         ],
     }
+
+
+def _run_batches(
+    graph: QuantizedGraph, pixels: npt.NDArray[Any], batch_size: int, execute: Execute, progress: Progress | None
+) -> tuple[IntArray, int, dict[str, LayerCounts]]:
+    """Return the predictions, the input's messages and the counts of each population, summed over all samples."""
+    wires = wire_up(graph)
+    counts: dict[str, LayerCounts] = {}
+    predictions, messages = np.zeros(len(pixels), np.int64), 0
+    for start in range(0, len(pixels), batch_size):
+        batch = pixels[start : start + batch_size]
+        steps = batch.astype(np.int64) if _is_quantized(batch) else graph.input.quantize(batch)
+        record = execute(graph, steps)
+        _check_record(graph, record, len(steps))
+        for name, layer in count_batch(graph, wires, record, steps).items():
+            counts[name] = counts[name] + layer if name in counts else layer
+        messages += int(np.count_nonzero(steps)) * graph.timesteps
+        predictions[start : start + len(steps)] = record.classes()
+        if progress is not None:
+            progress(start + len(steps), len(pixels))
+    predictions.setflags(write=False)
+    return predictions, messages, counts
 
 
 def _mean(name: str, neurons: int, counts: LayerCounts, samples: int) -> LayerActivity:

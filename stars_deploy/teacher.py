@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
-import json
-import sys
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,30 +12,42 @@ import torch
 from torch import Tensor, nn
 
 from stars_deploy.architectures import build_ann
-from stars_deploy.artifacts import sha256, written_whole
-from stars_deploy.errors import StarsDeployError, TeacherError
-from stars_deploy.weights import check_finite, read_metadata, read_weights
+from stars_deploy.artifacts import sha256
+from stars_deploy.errors import ConfigError, StarsDeployError, TeacherError
+from stars_deploy.norms import norm_layers, norm_statistics, watched_norms
+from stars_deploy.teacher_source import ALLOWED, make_module
+from stars_deploy.weights import check_finite, read_weights, without_wrapper, write_tensors
 
 #: The weights that ship with the package: digits, trained by ``stars-deploy teacher`` (see CONTRIBUTING).
 DIGITS_WEIGHTS = Path(__file__).parent / "assets" / "digits.safetensors"
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-ALLOWED = "digits, vgg:C1-C2-..., package.module:factory, path/to/file.py:factory, torchvision:NAME, or a .safetensors"
+#: What torchvision's classifiers were trained with (its documentation, "Models and pre-trained weights").
+TORCHVISION_INPUT: Mapping[str, tuple[float, ...]] = {
+    "input_shape": (3, 224, 224),
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputFormat:
-    """What a teacher expects: (C, H, W), and the per-channel mean and std that its pixels in [0, 1] are normalised by."""
+    """What a teacher expects: (C, H, W), and per channel the mean and std that normalise pixels in [0, 1]."""
 
     shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.shape) != 3 or min(self.shape) < 1:
-            raise TeacherError("--input-shape", self.shape, "channels,height,width", "for example --input-shape 1,28,28")
-        if not len(self.mean) == len(self.std) == self.shape[0] or min(self.std) <= 0:
+        _check_shape(self.shape)
+        if not (
+            len(self.mean) == len(self.std) == self.shape[0]
+            and all(isinstance(value, (int, float)) and math.isfinite(value) for value in (*self.mean, *self.std))
+            and min(self.std) > 0
+        ):
             raise TeacherError(
-                "--mean/--std", f"{self.mean} / {self.std}", f"{self.shape[0]} values each, std greater than 0"
+                "--mean/--std",
+                f"{self.mean} / {self.std}",
+                f"{self.shape[0]} finite values each, std greater than 0",
+                "give one value for each channel",
             )
 
 
@@ -58,6 +66,8 @@ class Teacher:
         Class names, in the order of the logits.
     weights : dict
         File name and sha256 of the weights, for the report.
+    norms : tuple of str
+        The batch normalisations that run, in order of execution; found out by :func:`load_teacher`.
     """
 
     spec: str
@@ -65,6 +75,7 @@ class Teacher:
     input: InputFormat
     labels: tuple[str, ...]
     weights: dict[str, str]
+    norms: tuple[str, ...]
 
     @property
     def classes(self) -> int:
@@ -85,51 +96,7 @@ class Teacher:
     def predict(self, images: Tensor, batch: int = 512) -> Tensor:
         """Return the predicted classes, (B,), without gradients."""
         with torch.no_grad():
-            return torch.cat([self.logits(part).argmax(1) for part in images.split(batch)])
-
-
-@dataclass(frozen=True, kw_only=True)
-class NormStatistics:
-    """What one batch normalisation of the teacher remembers of its training data; all (C,)."""
-
-    name: str
-    mean: Tensor
-    var: Tensor
-    gamma: Tensor
-    beta: Tensor
-
-
-def norm_layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the batch normalisations of a module with their names, in definition order."""
-    return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, BATCH_NORMS)]
-
-
-def norm_statistics(teacher: Teacher) -> list[NormStatistics]:
-    """Return the statistics of every batch normalisation of a teacher."""
-    result = []
-    for name, layer in norm_layers(teacher.module):
-        mean, var = layer.running_mean, layer.running_var
-        ones = torch.ones_like(mean)
-        gamma = ones if layer.weight is None else layer.weight
-        beta = torch.zeros_like(mean) if layer.bias is None else layer.bias
-        result.append(NormStatistics(name=name, mean=mean, var=var, gamma=gamma, beta=beta))
-    return result
-
-
-@contextlib.contextmanager
-def watched_norms(teacher: Teacher) -> Iterator[list[Tensor]]:
-    """Collect the input of every batch normalisation during the forward passes inside the block."""
-    inputs: list[Tensor] = []
-
-    def remember(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        inputs.append(arguments[0])
-
-    hooks = [layer.register_forward_pre_hook(remember) for _, layer in norm_layers(teacher.module)]
-    try:
-        yield inputs
-    finally:
-        for hook in hooks:
-            hook.remove()
+            return torch.cat([self.logits(part).argmax(1) for part in torch.split(images, batch)])
 
 
 def load_teacher(
@@ -159,7 +126,7 @@ def load_teacher(
     mean, std : sequence of float, optional
         Normalisation of pixels in [0, 1], per channel.
     classes : int, optional
-        Number of classes, where neither weights nor module tell.
+        Number of classes; checked against the network.
     trust_weights : bool
         Load a torch file although torch is older than 2.6 (CVE-2025-32434).
 
@@ -172,167 +139,156 @@ def load_teacher(
         spec, weights = str(DIGITS_WEIGHTS), weights or DIGITS_WEIGHTS
     if spec.endswith(".safetensors"):
         weights = weights or spec
-    stated = read_metadata(weights) if weights else {}
-    factory_spec = stated.get("spec", "") if spec.endswith(".safetensors") else spec
-    if not factory_spec:
-        raise TeacherError(
-            spec, "holds no description of its network", ALLOWED, "name the network with --teacher and give --weights"
-        )
-    if factory_spec.startswith("vgg:"):
-        shape = tuple(input_shape or stated.get("input_shape", ()))
-        if len(shape) != 3:
-            raise TeacherError("--input-shape", "not given", "channels,height,width", "add it, for example 1,28,28")
-        count = classes or len(stated.get("labels", ())) or 10
-        module: nn.Module = build_ann(factory_spec, shape, count, where="--teacher")
-    else:
-        module = _made_by_factory(factory_spec)
     if weights is None:
         raise TeacherError("--weights", "not given", ".safetensors (or a torch state dict)", "add --weights FILE")
-    _load_state(module, Path(weights), trust_weights)
-    form = _input_format(module, stated, input_shape, mean, std, torchvision=spec.startswith("torchvision:"))
-    labels = tuple(getattr(module, "labels", ()) or stated.get("labels", ()))
+    state, stated = read_weights(weights, trust=trust_weights)
+    network = _described_network(spec, stated) if spec.endswith(".safetensors") else spec
+    if network.startswith("vgg:"):
+        module = _built_in(network, input_shape or stated.get("input_shape"), state, where=str(weights))
+    else:
+        module = make_module(network, classes)
+    _load_state(module, state, str(weights))
+    usual = TORCHVISION_INPUT if network.startswith("torchvision:") else {}
+    form = InputFormat(
+        shape=_known("input_shape", input_shape, module, stated, usual),
+        mean=_known("mean", mean, module, stated, usual),
+        std=_known("std", std, module, stated, usual),
+    )
+    module.eval().requires_grad_(False)
+    count, norms = _tried(network, module, form)
+    if (classes or count) != count:
+        raise TeacherError("--classes", classes, f"{count}, the logits of {network}")
+    labels = _labels(network, module, stated, count)
     record = {"file": Path(weights).name, "sha256": sha256(weights)}
-    return _checked(factory_spec, module, form, labels, classes, record)
+    return Teacher(spec=network, module=module, input=form, labels=labels, weights=record, norms=norms)
 
 
-def save_teacher(module: nn.Module, path: str | Path, description: dict[str, Any]) -> None:
+def save_teacher(module: nn.Module, path: str | Path, description: Mapping[str, Any]) -> None:
     """Write a teacher's weights with its description (spec, input_shape, mean, std, labels, ...) as safetensors."""
-    from safetensors.torch import save_file
-
-    state = {name: value.contiguous() for name, value in module.state_dict().items()}
-    with written_whole(path) as draft:
-        save_file(state, str(draft), metadata={"stars_deploy": json.dumps(description)})
+    write_tensors(module.state_dict(), description, path)
 
 
-def _made_by_factory(spec: str) -> nn.Module:
-    place, separator, name = spec.rpartition(":")
-    if not separator or not place or not name:
-        raise TeacherError("--teacher", spec, ALLOWED)
-    if place == "torchvision":
-        from torchvision import models
+def _described_network(spec: str, stated: Mapping[str, Any]) -> str:
+    """Return the network that a weights file describes; never one whose making would run code."""
+    network = stated.get("spec", "")
+    if not isinstance(network, str) or not network.startswith("vgg:"):
+        raise TeacherError(
+            spec,
+            f"describes its network as {network!r}" if network else "holds no description of its network",
+            "a built-in network (vgg:...), written by `stars-deploy teacher`",
+            f"name the network with --teacher ({ALLOWED}) and give this file as --weights",
+        )
+    return network
 
-        if name not in models.list_models():
-            raise TeacherError("--teacher", f"torchvision has no model {name}", "a name of torchvision.models")
-        built = models.get_model(name, weights=None, weights_backbone=None) if "_" in name else models.get_model(name)
-        return _as_module(built, spec)
-    factory = getattr(_module_at(place), name, None)
-    if not callable(factory):
-        raise TeacherError("--teacher", f"{place} has no callable {name}", ALLOWED, "check the name after the colon")
+
+def _built_in(network: str, shape: Any, state: Mapping[str, Tensor], where: str) -> nn.Module:
+    if shape is None:
+        raise TeacherError("--input-shape", "not given", "channels,height,width", "add it, for example 1,28,28")
+    shape = _numbers("input_shape", shape)
+    _check_shape(shape)
+    dense = [value for value in state.values() if value.ndim == 2]
+    if len(dense) != 1:
+        raise TeacherError(where, f"{len(dense)} matrices among its weights", f"the one linear layer of {network}")
     try:
-        return _as_module(factory(), spec)
-    except StarsDeployError:
-        raise
-    except Exception as error:  # a stranger's code may raise anything
-        raise TeacherError("--teacher", f"{spec}() raised {type(error).__name__}: {error}", ALLOWED) from error
+        with torch.device("meta"):  # no memory before the sizes are known to be those of the file
+            outline = build_ann(network, shape, len(dense[0]), where="--teacher")
+    except ConfigError as error:
+        raise TeacherError(error.where, error.got, error.allowed, error.remedy) from error
+    _check_fits(without_wrapper(state, outline.state_dict()), outline.state_dict(), where)
+    return build_ann(network, shape, len(dense[0]))
 
 
-def _as_module(built: object, spec: str) -> nn.Module:
-    if not isinstance(built, nn.Module):
-        raise TeacherError("--teacher", f"{spec} made a {type(built).__name__}", "a torch.nn.Module")
-    return built
-
-
-def _module_at(place: str) -> Any:
-    try:
-        if not place.endswith(".py"):
-            return importlib.import_module(place)
-        path = Path(place)
-        if not path.is_file():
-            raise TeacherError("--teacher", f"{place} does not exist", ALLOWED, "check the path")
-        description = importlib.util.spec_from_file_location(f"stars_deploy_teacher_{path.stem}", path)
-        if description is None or description.loader is None:
-            raise TeacherError("--teacher", f"{place} cannot be imported", ALLOWED)
-        module = importlib.util.module_from_spec(description)
-        sys.modules[description.name] = module
-        description.loader.exec_module(module)
-        return module
-    except StarsDeployError:
-        raise
-    except Exception as error:  # importing a stranger's file may raise anything
-        raise TeacherError("--teacher", f"importing {place} raised {type(error).__name__}: {error}", ALLOWED) from error
-
-
-def _load_state(module: nn.Module, path: Path, trust: bool) -> None:
-    state = read_weights(path, trust=trust)
-    check_finite(state, str(path))
+def _load_state(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     expected = module.state_dict()
+    state = without_wrapper(state, expected)
+    _check_fits(state, expected, where)
+    module.load_state_dict(state, strict=False)
+    # After the conversion to the network's own precision, where large numbers may have become infinite.
+    check_finite(module.state_dict(), where)
+
+
+def _check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
     missing = sorted(name for name in expected.keys() - state.keys() if not name.endswith("num_batches_tracked"))
     unknown = sorted(state.keys() - expected.keys())
     if missing or unknown:
         raise TeacherError(
-            str(path),
+            where,
             f"missing {missing[:4]}, unknown {unknown[:4]} ({len(missing)} and {len(unknown)} in all)",
             "exactly the network's own parameters",
             "give the weights of this network, or the network of these weights with --teacher",
         )
-    wrong = [name for name, value in state.items() if value.shape != expected[name].shape]
-    if wrong:
-        name = wrong[0]
-        raise TeacherError(
-            f"{path}:{name}",
-            f"shape {tuple(state[name].shape)}",
-            f"{tuple(expected[name].shape)}",
-            "check the class count and the input shape",
-        )
-    module.load_state_dict(state, strict=False)
-
-
-def _input_format(
-    module: nn.Module,
-    stated: dict[str, Any],
-    shape: Sequence[int] | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    torchvision: bool,
-) -> InputFormat:
-    usual = {"input_shape": (3, 224, 224), "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-
-    def known(name: str, given: Sequence[Any] | None) -> tuple[Any, ...]:
-        value = given or getattr(module, name, None) or stated.get(name) or (usual[name] if torchvision else None)
-        if value is None:
-            option = "--" + name.replace("_", "-")
+    for name, value in state.items():
+        wanted = expected[name]
+        if value.shape != wanted.shape or value.is_floating_point() != wanted.is_floating_point():
             raise TeacherError(
-                option,
-                "not known for this teacher",
-                "values per channel" if name != "input_shape" else "channels,height,width",
-                f"add {option}, or give the module an attribute `{name}`",
+                f"{where}:{name}",
+                f"{value.dtype} of shape {tuple(value.shape)}",
+                f"{wanted.dtype} of shape {tuple(wanted.shape)}",
+                "check the class count and the input shape",
             )
-        return tuple(value)
-
-    return InputFormat(shape=known("input_shape", shape), mean=known("mean", mean), std=known("std", std))
 
 
-def _checked(
-    spec: str,
-    module: nn.Module,
-    form: InputFormat,
-    labels: tuple[str, ...],
-    classes: int | None,
-    record: dict[str, str],
-) -> Teacher:
-    norms = norm_layers(module)
-    if not norms:
+def _check_shape(shape: tuple[Any, ...]) -> None:
+    if len(shape) != 3 or not all(isinstance(size, int) and size >= 1 for size in shape):
+        raise TeacherError("--input-shape", shape, "channels,height,width", "for example --input-shape 1,28,28")
+
+
+def _known(
+    name: str, given: Sequence[Any] | None, module: nn.Module, stated: Mapping[str, Any], usual: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    candidates = (given, getattr(module, name, None), stated.get(name), usual.get(name))
+    value = next((candidate for candidate in candidates if candidate is not None), None)
+    if value is None:
+        option = "--" + name.replace("_", "-")
         raise TeacherError(
-            spec,
-            "has no batch normalisation",
-            "a network with BatchNorm layers and running statistics",
-            "data-free distillation reads what BatchNorm remembers of the training data; take or train such a network",
+            option,
+            "not known for this teacher",
+            "channels,height,width" if name == "input_shape" else "one value for each channel",
+            f"add {option}, or give the module an attribute `{name}`",
         )
-    for name, layer in norms:
-        if layer.running_var is None or not bool((layer.running_var > 0).all()):
-            raise TeacherError(f"{spec}:{name}", "no running statistics, or zero variance", "positive running_var")
-    module.eval().requires_grad_(False)
+    return _numbers(name, value)
+
+
+def _numbers(name: str, value: Any) -> tuple[Any, ...]:
+    # A tensor or a method of that name is likely to be part of the module's own computation: not ours to guess.
+    if not isinstance(value, (tuple, list)) or not value or not all(isinstance(item, (int, float)) for item in value):
+        option = "--" + name.replace("_", "-")
+        raise TeacherError(
+            option, f"{value!r:.60} in the teacher or its weights", "a list of numbers", f"state it with {option}"
+        )
+    return tuple(value)
+
+
+def _tried(spec: str, module: nn.Module, form: InputFormat) -> tuple[int, tuple[str, ...]]:
+    """Run the module once; return the number of its logits and the batch norms that ran, in order."""
+    remedy = "data-free distillation reads what BatchNorm remembers of the training data; take or train such a network"
+    if not norm_layers(module):
+        raise TeacherError(spec, "has no batch normalisation", "a network with BatchNorm1d or BatchNorm2d", remedy)
+    # Before running it: without running statistics a batch norm would answer for the batch.
+    norm_statistics(module, tuple(name for name, _ in norm_layers(module)))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), watched_norms(module) as seen:
             output = module(torch.zeros(2, *form.shape))
+    except StarsDeployError:
+        raise
     except Exception as error:  # a stranger's forward may raise anything
         raise TeacherError(
-            spec, f"does not run on images {form.shape} ({error})", remedy="check --input-shape"
-        ) from error
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        raise TeacherError(spec, f"returns {getattr(output, 'shape', type(output).__name__)}", "logits (batch, classes)")
-    count = output.shape[1]
-    if (classes or count) != count or (labels and len(labels) != count):
-        raise TeacherError(spec, f"{count} logits", f"{classes or len(labels)} classes")
-    labels = labels or tuple(str(index) for index in range(count))
-    return Teacher(spec=spec, module=module, input=form, labels=labels, weights=record)
+            spec, f"does not run on images {form.shape} ({error})", "(batch, channels, height, width)",
+            "check --input-shape",
+        ) from error  # fmt: skip
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 2 or output.shape[1] < 2:
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise TeacherError(spec, f"returns {got} for 2 images", "logits (2, classes), at least 2 classes")
+    if not bool(torch.isfinite(output).all()):
+        raise TeacherError(spec, "returns NaN or infinite logits", "finite logits", "check the weights")
+    if not seen.inputs:
+        raise TeacherError(spec, "runs none of its batch normalisations", "a network that uses BatchNorm", remedy)
+    return output.shape[1], tuple(seen.inputs)
+
+
+def _labels(spec: str, module: nn.Module, stated: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    labels = getattr(module, "labels", None) or stated.get("labels") or [str(index) for index in range(count)]
+    if not isinstance(labels, (tuple, list)) or len(labels) != count:
+        got = f"{len(labels)} labels" if isinstance(labels, (tuple, list)) else type(labels).__name__
+        raise TeacherError(f"{spec}: labels", got, f"a list of {count} names, one for each logit")
+    return tuple(str(label) for label in labels)

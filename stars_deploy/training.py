@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from stars_deploy.architectures import build_ann
 from stars_deploy.data import EvaluationSet
-from stars_deploy.errors import DataError
+from stars_deploy.errors import ConfigError, DataError
 from stars_deploy.views import randomly_shifted
 
 
@@ -26,6 +27,12 @@ class TrainingPlan:
     weight_decay: float = 5e-3
     shift: int = 2
     flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch < 2 or self.shift < 0 or not 0 < self.learning_rate < math.inf:
+            raise ConfigError(
+                "training", self, "epochs >= 1, batch >= 2 (batch norm needs two), shift >= 0, learning rate > 0"
+            )
 
 
 def train_teacher(
@@ -54,6 +61,13 @@ def train_teacher(
         In eval mode.
     dict
         Description to store beside the weights: spec, input_shape, mean, std, labels.
+
+    Raises
+    ------
+    ConfigError
+        If `spec` is not understood, or the loss is no longer finite.
+    DataError
+        If there are fewer than 2 images.
     """
     if len(data.images) < 2:
         raise DataError(data.name, f"{len(data.images)} training images", "at least 2")
@@ -83,14 +97,17 @@ def _fit(
     module.train()
     done = 0
     for epoch in range(plan.epochs):
-        for indices in torch.randperm(len(images))[: steps // plan.epochs * batch].split(batch):
+        for indices in torch.split(torch.randperm(len(images))[: steps // plan.epochs * batch], batch):
             views = randomly_shifted(images[indices], plan.shift, plan.flip)
             loss = functional.cross_entropy(module(views), labels[indices], label_smoothing=0.05)
+            if not math.isfinite(loss.item()):
+                raise ConfigError(
+                    "training", f"loss {loss.item()} in epoch {epoch + 1}", "a finite loss", "lower the learning rate"
+                )
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
             done += 1
             if done % 20 == 0 or done == steps:
                 progress(done, steps, f"epoch {epoch + 1}/{plan.epochs}, loss {loss.item():.3f}")
-

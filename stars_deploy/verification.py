@@ -35,6 +35,8 @@ class Verification:
         The earliest difference, in layer order.
     seconds : float
         Reading back and executing [s], without the reference.
+    classes : tuple of int
+        What the target answered to each sample.
     """
 
     target: str
@@ -45,6 +47,7 @@ class Verification:
     mismatches: int = 0
     first: Difference | None = None
     seconds: float = 0.0
+    classes: tuple[int, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -95,6 +98,7 @@ def verify_target(graph: QuantizedGraph, target_name: str, path: Path, images: I
         mismatches=comparison.mismatches,
         first=comparison.first,
         seconds=seconds,
+        classes=tuple(int(answer) for answer in got.classes()),
     )
 
 

@@ -7,16 +7,32 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def randomly_shifted(images: Tensor, shift: int, flip: bool) -> Tensor:
-    """Return views (B, C, H, W) of `images`, each moved by up to `shift` pixels and, with `flip`, mirrored or not."""
+def randomly_shifted(images: Tensor, shift: int, flip: bool, draws: torch.Generator | None = None) -> Tensor:
+    """Return views of images, each moved by up to `shift` pixels and, with `flip`, mirrored or not.
+
+    Pixels at the border are repeated into what a move uncovers.
+
+    Parameters
+    ----------
+    images : Tensor, (B, C, H, W)
+    shift : int
+        Largest move along each axis [pixels].
+    flip : bool
+    draws : torch.Generator, optional
+        Where the randomness comes from; torch's global generator by default.
+
+    Returns
+    -------
+    Tensor, (B, C, H, W)
+    """
     if flip:
-        mirrored = (torch.rand(len(images)) < 0.5).view(-1, 1, 1, 1)
+        mirrored = (torch.rand(len(images), generator=draws) < 0.5).view(-1, 1, 1, 1)
         images = torch.where(mirrored, images.flip(3), images)
     if shift == 0:
         return images
     padded = functional.pad(images, (shift,) * 4, mode="replicate")
-    batch, channels, height, width = images.shape
-    rows = torch.randint(0, 2 * shift + 1, (batch, 1)) + torch.arange(height)
-    columns = torch.randint(0, 2 * shift + 1, (batch, 1)) + torch.arange(width)
+    batch, _, height, width = images.shape
+    rows = torch.randint(0, 2 * shift + 1, (batch, 1), generator=draws) + torch.arange(height)
+    columns = torch.randint(0, 2 * shift + 1, (batch, 1), generator=draws) + torch.arange(width)
     samples = torch.arange(batch).view(-1, 1, 1)
     return padded.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

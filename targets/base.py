@@ -36,7 +36,8 @@ class SpikeRecord:
 
     def classes(self) -> npt.NDArray[np.int64]:
         """Return the predicted class of each sample, (B,): the largest potential, the lowest index of equals."""
-        return self.potential.argmax(axis=1)
+        classes: npt.NDArray[np.int64] = self.potential.argmax(axis=1)
+        return classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +116,8 @@ def compare_records(expected: SpikeRecord, got: SpikeRecord) -> Comparison:
     -------
     Comparison
         ``compared_spikes`` counts neuron x timestep x sample positions; ``mismatches`` counts differing spikes and
-        differing final potentials; ``first`` is the earliest in layer order. A missing population, or one of another
-        shape, counts all its positions as mismatches.
+        differing final potentials; ``first`` is the earliest in layer order. A population that is missing, has another
+        shape, or was not expected counts all its positions as mismatches.
     """
     compared = mismatches = 0
     first: Difference | None = None
@@ -130,11 +131,15 @@ def compare_records(expected: SpikeRecord, got: SpikeRecord) -> Comparison:
         wrong = reference != candidate
         mismatches += int(wrong.sum())
         if first is None and wrong.any():
-            step, sample, *neuron = (int(index) for index in np.argwhere(wrong)[0])
-            value = int(reference[(step, sample, *neuron)])
+            place = tuple(int(index) for index in np.argwhere(wrong)[0])
+            step, sample, *neuron = place
+            value = int(reference[place])
             first = Difference(
                 layer=layer, timestep=step + 1, sample=sample, neuron=tuple(neuron), expected=value, got=1 - value
             )
+    for layer in got.spikes.keys() - expected.spikes.keys():
+        mismatches += got.spikes[layer].size
+        first = first or Difference(layer=layer, timestep=1, sample=0, neuron=(), expected=0, got=1)
     potentials = _compare_potentials(expected, got)
     mismatches += potentials.mismatches
     return Comparison(compared_spikes=compared, mismatches=mismatches, first=first or potentials.first)

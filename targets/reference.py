@@ -6,22 +6,19 @@ equations are those of Lava's fixed-point CUBA LIF (lava-nc 0.10.0, ``PyLifModel
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
+from stars_deploy.convolution import correlate
 from stars_deploy.errors import QuantizationError
 from stars_deploy.quantized import (
-    DECAY_BITS,
-    DECAY_ONE,
     STATE_EXP,
     STATE_LIMIT,
     ConvProjection,
-    DenseProjection,
     IntArray,
     Population,
     Projection,
     QuantizedGraph,
+    decayed,
 )
 from stars_deploy.targets.base import SpikeRecord
 
@@ -49,9 +46,7 @@ def run_reference(graph: QuantizedGraph, images: IntArray) -> SpikeRecord:
     QuantizationError
         If the images do not fit the graph's input.
     """
-    if images.ndim != len(graph.input.shape) + 1 or images.shape[1:] != graph.input.shape:
-        raise QuantizationError(graph.input.name, f"images of shape {images.shape}", f"(samples, {graph.input.shape})")
-    graph.input.precision.check(images, graph.input.name)
+    check_images(graph, images)
     batch = images.shape[0]
     emitted: dict[str, list[IntArray]] = {graph.input.name: [images] * graph.timesteps}
     emitted.update({population.name: [] for population in graph.populations})
@@ -70,6 +65,21 @@ def run_reference(graph: QuantizedGraph, images: IntArray) -> SpikeRecord:
     return SpikeRecord(spikes=spikes_of, potential=membrane[graph.output.name].reshape(batch, -1))
 
 
+def check_images(graph: QuantizedGraph, images: IntArray) -> None:
+    """Refuse images that do not fit the input of `graph`.
+
+    Raises
+    ------
+    QuantizationError
+        For a shape other than (B, C, H, W), something else than integers, or payloads out of range.
+    """
+    if images.ndim != len(graph.input.shape) + 1 or images.shape[1:] != graph.input.shape:
+        raise QuantizationError(graph.input.name, f"images of shape {images.shape}", f"(samples, {graph.input.shape})")
+    if not np.issubdtype(images.dtype, np.integer):
+        raise QuantizationError(graph.input.name, f"images of dtype {images.dtype}", "integers")
+    graph.input.precision.check(images, graph.input.name)
+
+
 def update(
     population: Population, u: IntArray, v: IntArray, activation: IntArray
 ) -> tuple[IntArray, IntArray, IntArray]:
@@ -82,42 +92,15 @@ def update(
     return u, np.where(spikes, 0, v), spikes.astype(np.int64)
 
 
-def decayed(state: IntArray, decay: int) -> IntArray:
-    """Return ``trunc(state * (4096 - decay) / 4096)``, rounded toward zero."""
-    return np.sign(state) * ((np.abs(state) * (DECAY_ONE - decay)) >> DECAY_BITS)
-
-
 def project(projection: Projection, values: IntArray) -> IntArray:
     """Return the activation that a batch of source values, (B, *source shape), makes in the target.
 
     Products are summed in float64, where they are exact: |weight| < 2**9, |value| < 2**8 and fewer than 2**35 terms.
     """
-    apply = partial(_convolved, projection) if isinstance(projection, ConvProjection) else partial(_dense, projection)
-    return np.rint(apply(values.astype(np.float64))).astype(np.int64)
-
-
-def _dense(projection: DenseProjection, values: np.ndarray) -> np.ndarray:
-    return values.reshape(len(values), -1) @ projection.weight.T.astype(np.float64)
-
-
-def _convolved(projection: ConvProjection, values: np.ndarray) -> np.ndarray:
-    """Cross-correlate by gathering, for each kernel position, the input that it meets."""
-    out, per_group, rows, columns = projection.weight.shape
-    _, height, width = projection.output_shape(values.shape[1:])
-    (pad_y, pad_x), (step_y, step_x), (dilate_y, dilate_x) = projection.padding, projection.stride, projection.dilation
-    padded = np.pad(values, ((0, 0), (0, 0), (pad_y, pad_y), (pad_x, pad_x)))
-    groups = projection.groups
-    weight = projection.weight.astype(np.float64).reshape(groups, out // groups, per_group, rows, columns)
-    result = np.zeros((groups, out // groups, len(values), height, width))
-    for y in range(rows):
-        for x in range(columns):
-            seen = padded[
-                :,
-                :,
-                y * dilate_y : y * dilate_y + step_y * (height - 1) + 1 : step_y,
-                x * dilate_x : x * dilate_x + step_x * (width - 1) + 1 : step_x,
-            ]
-            for group in range(groups):
-                channels = seen[:, group * per_group : (group + 1) * per_group]
-                result[group] += np.tensordot(weight[group, :, :, y, x], channels, axes=(1, 1))
-    return result.reshape(out, len(values), height, width).swapaxes(0, 1)
+    weight, numbers = projection.weight.astype(np.float64), values.astype(np.float64)
+    if isinstance(projection, ConvProjection):
+        sums = correlate(numbers, weight, projection.stride, projection.padding, projection.dilation, projection.groups)
+    else:
+        sums = numbers.reshape(len(numbers), -1) @ weight.T
+    activation: IntArray = np.rint(sums).astype(np.int64)
+    return activation

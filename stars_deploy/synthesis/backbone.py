@@ -7,17 +7,20 @@ shown randomly shifted views during synthesis, which keeps the images recognisab
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stars_deploy.config import ObjectiveWeights, SynthesisConfig
+from stars_deploy.errors import ConfigError
+from stars_deploy.norms import norm_layers, norm_statistics, watched_norms
 from stars_deploy.student import Student
 from stars_deploy.synthesis import objectives
 from stars_deploy.synthesis.generator import Generator
+from stars_deploy.teacher import Teacher
 from stars_deploy.views import randomly_shifted
-from stars_deploy.teacher import Teacher, norm_layers, norm_statistics, watched_norms
 
 #: Share of the way from the shared generator to the adapted one that a round moves it (Reptile).
 META_RATE = 0.9
@@ -42,20 +45,33 @@ class FastBackbone:
     teacher : Teacher
     config : SynthesisConfig
     weights : ObjectiveWeights
+    seed : int
+        Of everything that is random here; :attr:`draws` is the generator behind it.
+
+    Raises
+    ------
+    ConfigError
+        If every objective is switched off.
     """
 
-    def __init__(self, teacher: Teacher, config: SynthesisConfig, weights: ObjectiveWeights) -> None:
+    def __init__(self, teacher: Teacher, config: SynthesisConfig, weights: ObjectiveWeights, seed: int) -> None:
+        if not any(weights.model_dump().values()):
+            raise ConfigError("synthesis.objectives", "every weight is 0", "at least one weight greater than 0")
         self.teacher = teacher
         self.config = config
         self.weights = weights
-        self.statistics = norm_statistics(teacher)
-        self.last_norm = norm_layers(teacher.module)[-1][1]
+        self.statistics = norm_statistics(teacher.module, teacher.norms)
+        self.last_norm = dict(norm_layers(teacher.module))[teacher.norms[-1]]
         self.shift = max(1, teacher.input.shape[1] // 14) if config.shift is None else config.shift
-        self.generator = Generator(teacher.input.shape, teacher.classes, config.latent, config.width)
+        self.draws = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):  # initial weights can only be drawn from the global generator
+            torch.manual_seed(seed)
+            self.generator = Generator(teacher.input.shape, teacher.classes, config.latent, config.width)
         if config.tar_thresholds == "boundary":
             self.kappas = objectives.boundary_kappas(self.statistics)
         else:
             self.kappas = objectives.gaussian_kappas(self.statistics, config.tar_kappas)
+        self.tails = [objectives.soft_tail(kappa) for kappa in self.kappas]
 
     def synthesize(self, student: Student, steps: int | None = None) -> SynthesizedBatch:
         """Adapt generator and latents to a fresh batch and return its images.
@@ -66,10 +82,15 @@ class FastBackbone:
             Only looked at (adversarial and relational terms); its weights get no gradient.
         steps : int, optional
             Instead of the configured number of inner steps.
+
+        Raises
+        ------
+        ConfigError
+            If the objective is no longer finite.
         """
         count = self.config.batch
-        labels = torch.arange(count)[torch.randperm(count)] % self.teacher.classes
-        latent = torch.randn(count, self.config.latent, requires_grad=True)
+        labels = torch.randperm(count, generator=self.draws) % self.teacher.classes
+        latent = torch.randn(count, self.config.latent, generator=self.draws).requires_grad_(True)
         adapted = copy.deepcopy(self.generator).train()
         optimizer = torch.optim.Adam(
             [
@@ -81,8 +102,13 @@ class FastBackbone:
         terms: dict[str, float] = {}
         for _ in range(steps or self.config.inner_steps):
             loss, terms = self._objective(adapted(latent, labels), labels, student)
+            if not math.isfinite(loss.item()):
+                raise ConfigError(
+                    "synthesis", f"objective {loss.item()} ({terms})", "a finite objective",
+                    "lower synthesis.generator_rate or the weights of the objectives",
+                )  # fmt: skip
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
         self._move_toward(adapted)
         with torch.no_grad():
@@ -91,15 +117,18 @@ class FastBackbone:
 
     def sample(self, count: int) -> Tensor:
         """Return `count` images of the shared generator as it is, without adapting it."""
+        labels = torch.arange(count) % self.teacher.classes
+        latent = torch.randn(count, self.config.latent, generator=self.draws)
         with torch.no_grad():
-            labels = torch.arange(count) % self.teacher.classes
-            return self.generator.train()(torch.randn(count, self.config.latent), labels)  # type: ignore[no-any-return]
+            images: Tensor = self.generator.train()(latent, labels)
+        return images
 
     def _objective(self, images: Tensor, labels: Tensor, student: Student) -> tuple[Tensor, dict[str, float]]:
         weights = self.weights
-        views = randomly_shifted(images, self.shift, self.config.flip)
-        with watched_norms(self.teacher) as inputs:
+        views = randomly_shifted(images, self.shift, self.config.flip, self.draws)
+        with watched_norms(self.teacher.module) as seen:
             logits = self.teacher.logits(views)
+        inputs = [seen.inputs[known.name] for known in self.statistics]
         features = torch.relu(self.last_norm(inputs[-1]))
         terms: dict[str, Tensor] = {}
         if weights.bn:
@@ -109,7 +138,7 @@ class FastBackbone:
         if weights.diversity:
             terms["diversity"] = objectives.spread_within_classes(images, features, labels)
         if weights.tar:
-            terms["tar"] = objectives.match_tails(inputs, self.statistics, self.kappas)
+            terms["tar"] = objectives.match_tails(inputs, self.statistics, self.kappas, self.tails)
         if weights.adversarial or weights.rca:
             part = slice(0, STUDENT_SAMPLES)
             output = student(views[part])

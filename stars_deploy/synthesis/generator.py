@@ -54,13 +54,29 @@ class ImagePool:
         self.added = 0
 
     def __len__(self) -> int:
+        """Return how many images there are."""
         return min(self.added, len(self.images))
 
     def add(self, images: Tensor) -> None:
         """Store images (B, C, H, W) in [0, 1], rounded to 8 bits, in place of the oldest."""
+        images = images[-len(self.images) :]
         slots = (self.added + torch.arange(len(images))) % len(self.images)
         self.images[slots] = (images.detach() * 255).round().to(torch.uint8)
         self.added += len(images)
+
+    def restore(self, images: Tensor, added: int) -> None:
+        """Take up `images`, what was stored when `added` images had been added.
+
+        Raises
+        ------
+        ConfigError
+            If they are not what such a pool holds.
+        """
+        wanted = (min(added, len(self.images)), *self.images.shape[1:])
+        if images.dtype != torch.uint8 or tuple(images.shape) != wanted:
+            raise ConfigError("image pool", f"{images.dtype} {tuple(images.shape)}", f"uint8 {wanted}")
+        self.images[: len(images)] = images
+        self.added = added
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Return `count` images in [0, 1], drawn with replacement.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stars_deploy.teacher import NormStatistics
+from stars_deploy.norms import NormStatistics
 
 #: Softness of the exceedance in TAR, in standard deviations.
 TAIL_SOFTNESS = 0.25
@@ -36,7 +36,7 @@ def match_norms(inputs: Sequence[Tensor], statistics: Sequence[NormStatistics]) 
     DeepInversion (Yin et al., CVPR 2020), whose form is not normalised.
     """
     loss = inputs[0].new_zeros(())
-    for values, known in zip(inputs, statistics):
+    for values, known in zip(inputs, statistics, strict=True):
         rows = _per_channel(values)
         loss = loss + (rows.mean(1) - known.mean).norm() / known.var.sqrt().norm()
         loss = loss + (rows.var(1, unbiased=False) - known.var).norm() / known.var.norm()
@@ -84,21 +84,30 @@ def soft_tail(kappa: Tensor, softness: float = TAIL_SOFTNESS) -> Tensor:
     return (values * density).sum(-1) / density.sum()
 
 
-def match_tails(inputs: Sequence[Tensor], statistics: Sequence[NormStatistics], kappas: Sequence[Tensor]) -> Tensor:
+def match_tails(
+    inputs: Sequence[Tensor], statistics: Sequence[NormStatistics], kappas: Sequence[Tensor], targets: Sequence[Tensor]
+) -> Tensor:
     """TAR (ours): ``mean (e - pi)**2 / (pi (1 - pi))`` over layers, thresholds and channels.
 
     ``e = mean sigmoid((z - theta) / (s sigma))`` with ``theta = mu + kappa sigma``, s = 0.25, and ``pi`` the same
-    expectation for a Gaussian (the *softened* tail; the hard one is 12 - 34 % lower). `kappas` holds, for each
-    layer, (thresholds, C): constants (Gaussian variant) or ``-beta / gamma``, the teacher's own ReLU boundary.
+    expectation for a Gaussian (the *softened* tail; the hard one is 12 - 34 % lower).
     Reconstructed from the abstract of STARS.
+
+    Parameters
+    ----------
+    inputs : sequence of Tensor, (B, C, ...)
+    statistics : sequence of NormStatistics
+    kappas : sequence of Tensor, (thresholds, C)
+        Constants (Gaussian variant) or ``-beta / gamma``, the teacher's own ReLU boundary.
+    targets : sequence of Tensor, (thresholds, C)
+        :func:`soft_tail` of `kappas`, which stays the same from step to step.
     """
     loss = inputs[0].new_zeros(())
-    for values, known, kappa in zip(inputs, statistics, kappas):
+    for values, known, kappa, target in zip(inputs, statistics, kappas, targets, strict=True):
         rows = _per_channel(values)
-        sigma = known.var.sqrt()
+        sigma = known.deviation()
         theta = known.mean + kappa * sigma  # (thresholds, C)
         exceed = torch.sigmoid((rows - theta.unsqueeze(-1)) / (TAIL_SOFTNESS * sigma.unsqueeze(-1))).mean(-1)
-        target = soft_tail(kappa)
         loss = loss + ((exceed - target).square() / (target * (1 - target))).mean()
     return loss / len(inputs)
 

@@ -1,0 +1,347 @@
+"""The command line: it reads options, calls :mod:`stars_deploy.pipeline`, and prints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from stars_deploy import __version__
+from stars_deploy.config import BuildConfig, load_config
+from stars_deploy.console import LOG, ProgressBars, output, print_error, print_json
+from stars_deploy.errors import ConfigError, StarsDeployError
+
+app = typer.Typer(
+    name="stars-deploy", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Distil an ANN into a spiking student without data, quantise it to Loihi integers, verify and cost it.",
+    epilog="Start with: stars-deploy build --target lava",
+)  # fmt: skip
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"stars-deploy {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, nothing else.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show the traceback of an error.")]
+Data = Annotated[Optional[str], typer.Option("--dataset", "--data", help="Evaluation set: digits, fashion-mnist, "
+                 "mnist, kmnist, cifar10, cifar100, folder, or a file .npz.")]  # fmt: skip
+Root = Annotated[Optional[str], typer.Option(help="Folder of the data set; nothing is downloaded.")]
+Limit = Annotated[Optional[int], typer.Option(help="Use only the first images of the evaluation set.")]
+Hardware = Annotated[str, typer.Option(help="Chip profile: loihi1, loihi2, or a YAML file.")]
+
+
+@app.callback()
+def _root(version: Version = False) -> None:
+    """Only here so that ``stars-deploy --version`` works without a command."""
+
+
+@contextmanager
+def _reported(as_json: bool, verbose: bool) -> Iterator[ProgressBars]:
+    """Run a command with progress bars, and end it with a message and an exit code instead of a traceback."""
+    try:
+        with ProgressBars().shown() as bars:
+            yield bars
+    except StarsDeployError as error:
+        if verbose:
+            LOG.print_exception()
+        print_error(error, as_json)
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt as error:
+        stopped = StarsDeployError(
+            "interrupted", "stopped by the user", "",
+            "nothing half-written was left; go on with the same command and --resume",
+        )  # fmt: skip
+        print_error(stopped, as_json)
+        raise typer.Exit(stopped.exit_code) from error
+
+
+def _numbers(text: str | None, option: str, kind: Callable[[str], Any]) -> tuple[Any, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(option, text, "numbers with commas between them, for example 1,28,28") from error
+
+
+@app.command(epilog="Example: stars-deploy build --teacher runs/teacher.safetensors --dataset fashion-mnist "
+             "--root DATA --target lava --out runs/fashion")  # fmt: skip
+def build(
+    target: Annotated[Optional[list[str]], typer.Option(help="What to write: lava, netx. Repeat for several.")] = None,
+    teacher: Annotated[Optional[str], typer.Option(help="digits, vgg:16-32-64, package.module:factory, "
+                       "file.py:factory, torchvision:NAME, or a .safetensors of `stars-deploy teacher`.")] = None,
+    weights: Annotated[Optional[str], typer.Option(help="Weights: .safetensors, or a torch state dict.")] = None,
+    trust_weights: Annotated[bool, typer.Option(help="Load a torch file although torch is older than 2.6.")] = False,
+    input_shape: Annotated[Optional[str], typer.Option(help="channels,height,width of the teacher's input.")] = None,
+    mean: Annotated[Optional[str], typer.Option(help="Input normalisation, one value a channel.")] = None,
+    std: Annotated[Optional[str], typer.Option(help="Input normalisation, one value a channel.")] = None,
+    student: Annotated[Optional[str], typer.Option(help="inherit, or vgg:16-32-64.")] = None,
+    dataset: Data = None,
+    root: Root = None,
+    limit: Limit = None,
+    method: Annotated[Optional[str], typer.Option(help="stars or bn: the objectives of synthesis.")] = None,
+    timesteps: Annotated[Optional[int], typer.Option(help="Timesteps for one inference (T) [default: 4].")] = None,
+    bits: Annotated[Optional[int], typer.Option(help="Weight bits, 2 to 8 [default: 8].")] = None,
+    steps: Annotated[Optional[int], typer.Option(help="Distillation steps.")] = None,
+    hardware: Annotated[Optional[str], typer.Option(help="loihi1, loihi2 or a YAML profile.")] = None,
+    config: Annotated[Optional[Path], typer.Option(help="YAML settings; options win over them.")] = None,
+    out: Annotated[Optional[Path], typer.Option(help="Run directory [default: runs/TEACHER-METHOD-tT].")] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Seed of everything random [default: 0].")] = None,
+    threads: Annotated[Optional[int], typer.Option(help="Threads of torch [default: all cores].")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted build.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a build of other settings.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    version: Version = False,
+) -> None:
+    """Distil, quantise, write, verify, simulate and report: the main job.
+
+    With nothing but --target lava it distils the digits classifier that ships with the package.
+    """
+    with _reported(json, verbose) as bars:
+        overrides = {
+            "teacher": {
+                "spec": teacher, "weights": weights, "trust_weights": trust_weights or None,
+                "input_shape": _numbers(input_shape, "--input-shape", int),
+                "mean": _numbers(mean, "--mean", float), "std": _numbers(std, "--std", float),
+            },
+            "data": {"name": dataset, "root": root, "limit": limit},
+            "student": {"spec": student}, "distill": {"steps": steps},
+            "method": method, "timesteps": timesteps, "bits": bits, "targets": target, "hardware": hardware,
+            "seed": seed, "threads": threads,
+        }  # fmt: skip
+        settings = load_config(config, overrides)
+        from stars_deploy.pipeline.building import build as run_build  # torch is loaded for this only
+
+        result = run_build(
+            settings, out or _default_folder(settings), resume=resume, overwrite=overwrite, observer=bars
+        )
+    if json:
+        print_json(result.report)
+    else:
+        from stars_deploy.pages import print_build
+
+        print_build(output(), result.report, str(result.directory))
+
+
+def _default_folder(settings: BuildConfig) -> Path:
+    spec = settings.teacher.spec
+    name = Path(spec.split(":")[0]).stem if spec.endswith(".safetensors") or ".py:" in spec else spec
+    return Path("runs") / f"{name.replace(':', '-').replace('/', '-')}-{settings.method}-t{settings.timesteps}"
+
+
+@app.command(epilog="Example: stars-deploy export runs/digits-stars-t4/student.safetensors --target netx --out exported")
+def export(
+    model: Annotated[Path, typer.Argument(help="student.safetensors, a built directory, model.npz or .net.")],
+    target: Annotated[list[str], typer.Option(help="lava, netx. Repeat for several.")],
+    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("exported"),
+    timesteps: Annotated[Optional[int], typer.Option(help="Timesteps, in place of the model's own.")] = None,
+    bits: Annotated[int, typer.Option(help="Weight bits of a student, 2 to 8.")] = 8,
+    input_bits: Annotated[int, typer.Option(help="Most bits of the image, 1 to 8.")] = 8,
+    json: Json = False,
+    verbose: Verbose = False,
+    version: Version = False,
+) -> None:
+    """Quantise, write and verify what exists already, without distilling."""
+    with _reported(json, verbose) as bars:
+        from stars_deploy.pipeline.exporting import export_model
+
+        result = export_model(
+            model, target, out, timesteps=timesteps, bits=bits, input_bits=input_bits, observer=bars
+        )
+    from stars_deploy.report import summarize_verification
+
+    verified = {item.target: summarize_verification(item, "export") for item in result.verifications}
+    if json:
+        print_json({"files": [str(path) for path in result.files], "calibrated_on": result.calibrated_on,
+                    "verification": verified})  # fmt: skip
+        return
+    from stars_deploy.pages import print_verification
+
+    print_verification(output(), verified)
+    output().print(f"calibrated on {result.calibrated_on}; written: {', '.join(map(str, result.files))}", markup=False)
+
+
+@app.command(epilog="Example: stars-deploy simulate runs/digits-stars-t4 --timesteps 8 --hardware loihi1")
+def simulate(
+    model: Annotated[Path, typer.Argument(help="A built directory, a model.npz or a .net file.")],
+    dataset: Data = None,
+    root: Root = None,
+    limit: Limit = None,
+    timesteps: Annotated[Optional[int], typer.Option(help="Timesteps, in place of the model's own.")] = None,
+    hardware: Hardware = "loihi2",
+    engine: Annotated[str, typer.Option(help="reference, or lava (Lava itself, slow).")] = "reference",
+    json: Json = False,
+    verbose: Verbose = False,
+    version: Version = False,
+) -> None:
+    """Run a network as the chip would: accuracy, spikes, synaptic operations, latency, energy."""
+    with _reported(json, verbose) as bars:
+        from stars_deploy.pipeline.measuring import simulate_model
+
+        result = simulate_model(
+            model, data=dataset, root=root, limit=limit, timesteps=timesteps, hardware=hardware, engine=engine,
+            observer=bars,
+        )  # fmt: skip
+    if json:
+        print_json(result.summary)
+        return
+    from stars_deploy.console import percent
+    from stars_deploy.pages import print_costs
+
+    console, summary = output(), result.summary
+    console.print(
+        f"{summary['model']}: accuracy {percent(summary['accuracy'])} on {summary['samples']} images of "
+        f"{summary['data']}, T = {summary['timesteps']}, engine {summary['engine']}",
+        markup=False,
+    )
+    print_costs(console, summary)
+
+
+@app.command(epilog="Example: stars-deploy compare runs/digits-stars-t4 --timesteps 1,2,4,8 --csv table.csv")
+def compare(
+    models: Annotated[list[Path], typer.Argument(help="Built directories or .net files.")],
+    timesteps: Annotated[str, typer.Option(help="Numbers of timesteps.")] = "1,2,4,8",
+    dataset: Data = None,
+    root: Root = None,
+    limit: Limit = None,
+    hardware: Hardware = "loihi2",
+    csv: Annotated[Optional[Path], typer.Option(help="Write the table there as well.")] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    version: Version = False,
+) -> None:
+    """One row a setting: accuracy beside spikes, synops, latency and energy, the Pareto-best marked."""
+    with _reported(json, verbose) as bars:
+        from stars_deploy.comparison import tabulate_rows, write_csv
+        from stars_deploy.pipeline.measuring import compare_models
+
+        rows = compare_models(
+            models, timesteps=_numbers(timesteps, "--timesteps", int) or (), data=dataset, root=root, limit=limit,
+            hardware=hardware, observer=bars,
+        )  # fmt: skip
+        if csv is not None:
+            write_csv(rows, csv)
+    content = tabulate_rows(rows)
+    if json:
+        print_json(content)
+        return
+    from stars_deploy.pages import print_comparison
+
+    print_comparison(output(), content)
+
+
+@app.command(epilog="Example: stars-deploy verify runs/digits-stars-t4 --against netx,lava")
+def verify(
+    model: Annotated[Path, typer.Argument(help="A built directory or a .net file.")],
+    against: Annotated[Optional[str], typer.Option(help="Targets [default: all that run here].")] = None,
+    dataset: Data = None,
+    root: Root = None,
+    samples: Annotated[int, typer.Option(help="Distinct images to compare on.")] = 16,
+    json: Json = False,
+    verbose: Verbose = False,
+    version: Version = False,
+) -> None:
+    """Read back, execute and compare spike for spike; exit 1 on any difference, naming where."""
+    with _reported(json, verbose) as bars:
+        from stars_deploy.pipeline.measuring import verify_model
+        from stars_deploy.report import summarize_verification
+        from stars_deploy.verification import check_verified
+
+        results = verify_model(
+            model, None if against is None else against.split(","), data=dataset, root=root, samples=samples,
+            observer=bars,
+        )  # fmt: skip
+        check_verified(results)
+    content = {item.target: summarize_verification(item, dataset or "of the build") for item in results}
+    if json:
+        print_json(content)
+        return
+    from stars_deploy.pages import print_verification
+
+    print_verification(output(), content)
+
+
+@app.command(epilog="Example: stars-deploy teacher --dataset fashion-mnist --root DATA --arch vgg:32-64-128 --flip "
+             "--out runs/teacher.safetensors")  # fmt: skip
+def teacher(
+    dataset: Annotated[str, typer.Option("--dataset", "--data", help="Data set with a training part.")],
+    arch: Annotated[str, typer.Option(help="vgg:C1-C2-...: 3x3 conv-BN-ReLU, each later stage with stride 2.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors to write.")] = Path("runs/teacher.safetensors"),
+    root: Root = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training part.")] = 15,
+    flip: Annotated[bool, typer.Option("--flip", help="Train on mirrored images as well.")] = False,
+    shift: Annotated[int, typer.Option(min=0, help="Train on images moved by up to so many pixels.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    threads: Annotated[Optional[int], typer.Option(min=1, help="Threads of torch [default: all cores].")] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    version: Version = False,
+) -> None:
+    """Train a conv-BN teacher on real data, for examples, benchmarks and the embedded default."""
+    with _reported(json, verbose) as bars:
+        from stars_deploy.pipeline.teaching import train
+
+        result = train(
+            dataset, arch, out, root=root, epochs=epochs, flip=flip, shift=shift, seed=seed, threads=threads,
+            observer=bars,
+        )  # fmt: skip
+    if json:
+        print_json(result)
+    else:
+        print(f"{result['file']}: test accuracy {100 * result['test_accuracy']:.2f} % "
+              f"on {result['test_samples']} images of {result['dataset']}")  # fmt: skip
+
+
+@app.command(epilog="Example: stars-deploy targets --json")
+def targets(json: Json = False, verbose: Verbose = False, version: Version = False) -> None:
+    """Show what can be written and executed here, and why not."""
+    from stars_deploy.console import table
+    from stars_deploy.targets import TARGETS
+
+    rows = []
+    for name, target in TARGETS.items():
+        available = target.availability()
+        rows.append({"target": name, "file": target.filename, "runs_here": available.ok, "reason": available.reason,
+                     "summary": target.summary})  # fmt: skip
+    if json:
+        print_json(rows)
+        return
+    body = [[row["target"], row["file"], "yes" if row["runs_here"] else "no", row["reason"] or row["summary"]]
+            for row in rows]  # fmt: skip
+    output().print(table("targets", ["target", "file", "runs here", ""], body))
+
+
+@app.command(epilog="Example: stars-deploy doctor")
+def doctor(json: Json = False, verbose: Verbose = False, version: Version = False) -> None:
+    """Show versions and what is missing on this machine."""
+    from stars_deploy.console import table
+    from stars_deploy.provenance import DISTRIBUTIONS, versions
+    from stars_deploy.targets import TARGETS
+
+    found = versions()
+    missing = {name: target.availability().reason for name, target in TARGETS.items()
+               if not target.availability().ok}  # fmt: skip
+    if json:
+        print_json({"versions": found, "not_installed": [name for name in DISTRIBUTIONS if name not in found],
+                    "cannot_run": missing})  # fmt: skip
+        return
+    names = ["stars-deploy", "python", "machine", *DISTRIBUTIONS]
+    output().print(table("versions", ["", "version"], [[name, found.get(name, "not installed")] for name in names]))
+    for name, reason in missing.items():
+        output().print(f"{name} cannot run here: {reason}", markup=False)
+
+
+def main() -> None:
+    """Entry point of ``stars-deploy``."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+    app()

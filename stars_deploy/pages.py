@@ -1,0 +1,110 @@
+"""The tables that the command line prints after a build, a simulation and a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from stars_deploy.console import engineering, interval, percent, table
+
+
+def print_build(console: Console, report: Mapping[str, Any], folder: str) -> None:
+    """Print what a build measured."""
+    accuracy, fidelity = report["accuracy"], report["fidelity"]
+    rows = [
+        ["teacher (ANN)", percent(accuracy["teacher"]), "-"],
+        ["student (norse, float)", percent(accuracy["student"]), percent(fidelity["student"])],
+        ["student (chip integers)", percent(accuracy["quantized"]), percent(fidelity["quantized"])],
+    ]
+    data = report["evaluation"]["data"]
+    where = f"accuracy on {report['evaluation']['samples']} test images of {data}" if data else "no evaluation set"
+    console.print(
+        table(
+            f"{report['student']['spec']} student, {report['student']['method']}, T = {report['student']['timesteps']}",
+            ["", "accuracy", "agrees with teacher"],
+            rows,
+            f"{where}; agreement on {fidelity['samples']} held-out synthetic images",
+        )
+    )
+    print_verification(console, report["verification"])
+    print_costs(console, report)
+    for note in report["student"]["notes"]:
+        console.print(note, markup=False)
+    console.print(f"\nwritten to {folder}", markup=False)
+
+
+def print_verification(console: Console, verification: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print how each target compares with the integer reference."""
+    rows = []
+    for name, item in verification.items():
+        result = "not run" if not item["ran"] else "identical" if item["passed"] else "DIFFERS"
+        rows.append(
+            [name, result, str(item["samples"]), f"{item['compared_spikes']:,}", str(item["mismatches"]),
+             f"{item['seconds']:.1f} s" if item["ran"] else "-"]  # fmt: skip
+        )
+    console.print(
+        table(
+            "verification: read back, executed, compared with the integer reference in every layer and timestep",
+            ["target", "result", "samples", "spikes compared", "mismatches", "time"],
+            rows,
+        )
+    )
+
+
+def print_costs(console: Console, summary: Mapping[str, Any]) -> None:
+    """Print counts by layer, then latency and energy of one inference, with the ANN beside it."""
+    counts, hardware = summary["counts"], summary["hardware"]
+    rows = [
+        [layer["name"], f"{layer['neurons']:,}", f"{layer['firing_rate']:.3f}", f"{layer['spikes']:,.0f}",
+         f"{layer['synops']:,.0f}", f"{layer['neuron_updates']:,}"]  # fmt: skip
+        for layer in counts["per_layer"]
+    ]
+    total = counts["per_inference"]
+    rows.append(["total", "", "", f"{total['spikes']:,.0f}", f"{total['synops']:,.0f}",
+                 f"{total['neuron_updates']:,.0f}"])  # fmt: skip
+    columns = ["layer", "neurons", "spikes/neuron/step", "spikes", "synops", "neuron updates"]
+    console.print(table(f"one inference, mean over {counts['samples']} images", columns, rows))
+    latency, energy, ann = summary["latency_s"], summary["energy_j"], summary["ann"]
+    lines = [
+        ["latency to the first output", interval(latency["first_output"], "s")],
+        ["energy, dynamic", interval(energy["dynamic"], "J")],
+        ["energy, static", interval(energy["static"], "J")],
+        ["energy, total", interval(energy["total"], "J")],
+        [f"ANN: {engineering(ann['macs'], 'MAC')}, {ann['macs_of']}", engineering(ann["energy_j"], "J")],
+    ]
+    console.print(
+        table(
+            f"estimate for {hardware['profile']} ({hardware['cores']} cores, {hardware['chips']} chip), not a measurement",
+            ["", "nominal (low .. high)"],
+            lines,
+            f"{latency['caveat']}; ANN: {ann['label']}",
+        )
+    )
+
+
+def print_comparison(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print one row a setting, the Pareto-best marked."""
+    body = []
+    for row in rows:
+        latency = {corner: row[f"latency_first_output_s_{corner}"] for corner in ("nominal", "low", "high")}
+        energy = {corner: row[f"energy_total_j_{corner}"] for corner in ("nominal", "low", "high")}
+        score = row["accuracy"] if row["accuracy"] is not None else row["fidelity"]
+        body.append(
+            [row["model"], str(row["timesteps"]), percent(score), f"{row['spikes']:,.0f}", f"{row['synops']:,.0f}",
+             interval(latency, "s"), engineering(row["energy_dynamic_j_nominal"], "J"), interval(energy, "J"),
+             "*" if row["pareto"] else ""]  # fmt: skip
+        )
+    measured = "accuracy" if rows and rows[0]["accuracy"] is not None else "fidelity"
+    first = rows[0]
+    console.print(
+        table(
+            f"estimates for {first['hardware']}, {first['samples']} images",
+            ["model", "T", measured, "spikes", "synops", "latency", "dynamic", "energy, total", "best"],
+            body,
+            "* no other setting has at least this score for at most this energy. "
+            f"ANN: {engineering(first['ann_macs'], 'MAC')}, "
+            f"{engineering(first['ann_energy_45nm_int8_arithmetic_j'], 'J')} (45 nm int8, arithmetic only)",
+        )
+    )

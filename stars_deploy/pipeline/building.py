@@ -1,0 +1,270 @@
+"""The main job: distil, quantise, write, verify, simulate, report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stars_deploy.artifacts import written_whole
+from stars_deploy.comparison import estimate_cost
+from stars_deploy.config import BuildConfig
+from stars_deploy.data import EvaluationSet, load_dataset
+from stars_deploy.export.calibration import Calibration
+from stars_deploy.hardware import load_profile
+from stars_deploy.pipeline.directory import (
+    CHECKPOINT,
+    FLOAT_GRAPH,
+    HISTORY,
+    MODEL,
+    STUDENT,
+    RunDirectory,
+    SyntheticImages,
+    as_pixels,
+)
+from stars_deploy.pipeline.measuring import distinct_samples, verify_targets, write_targets
+from stars_deploy.pipeline.models import Model, check_fit, quantize_calibrated
+from stars_deploy.progress import Observer
+from stars_deploy.quantized import QuantizedGraph
+from stars_deploy.report import compose_report
+from stars_deploy.serde import load_graph, load_quantized, save_graph
+from stars_deploy.simulate import run_evaluation
+from stars_deploy.targets import find_target
+from stars_deploy.verification import check_verified
+
+# torch is imported where a stage needs it: opening the command line, or simulating a file, shall not wait for it.
+if TYPE_CHECKING:
+    from stars_deploy.student import Student
+    from stars_deploy.teacher import Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildResult:
+    """A finished build: its folder and its report (the content of ``report.json``)."""
+
+    directory: Path
+    report: dict[str, Any]
+
+
+def build(
+    config: BuildConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+) -> BuildResult:
+    """Distil a teacher into a spiking student, quantise it, write it for each target, verify and simulate it.
+
+    Parameters
+    ----------
+    config : BuildConfig
+    out : path
+        The run directory (see :mod:`stars_deploy.pipeline.directory`).
+    resume : bool
+        Go on with an interrupted build of the same settings.
+    overwrite : bool
+        Replace a build of other settings.
+    observer : Observer, optional
+        Told of every stage.
+
+    Returns
+    -------
+    BuildResult
+
+    Raises
+    ------
+    StarsDeployError
+        Wrong input of any kind, before anything is half-written.
+    VerificationError
+        If a target differs from the integer reference in any spike; the artefacts stay for inspection, without a
+        report or manifest.
+    """
+    watch = observer or Observer()
+    for name in config.targets:
+        find_target(name)
+    profile = load_profile(config.hardware)
+    directory = RunDirectory(Path(out))
+    with watch.stage("teacher"):
+        teacher = _teacher(config)
+        _check_data(config, teacher)  # a wrong path shall not cost a distillation
+    directory.start(config, resume=resume, overwrite=overwrite)
+    with watch.stage("distil"):
+        _distil(config, teacher, directory, watch, resume)
+    directory.unseal()
+    with watch.stage("quantise"):
+        calibration = _quantise(config, directory)
+    graph = load_quantized(directory.file(MODEL))
+    with watch.stage("write"):
+        write_targets(graph, directory.path, config.targets)
+    model = Model(name=directory.path.name, file=directory.file(MODEL), graph=graph, directory=directory)
+    data = _evaluation_set(config)
+    samples = distinct_samples(model, data, config.verify_samples)
+    with watch.stage("verify"):
+        verifications = verify_targets(graph, directory.path, config.targets, samples.images, watch)
+    check_verified(verifications)
+    with watch.stage("simulate"):
+        images = as_pixels(directory.images().held_out) if data is None else data.images
+        evaluation = run_evaluation(
+            graph, images, None if data is None else data.labels, progress=lambda done, of: watch.advanced(done, of)
+        )
+        student_accuracy = None if data is None else _student_accuracy(directory, data)
+        teacher_accuracy = None if data is None else _accuracy(teacher.predict(_tensor(data.images)).numpy(), data)
+        fidelity = _fidelity(directory, graph)
+    report = compose_report(
+        config=config,
+        graph=graph,
+        teacher={"spec": teacher.spec, "labels": list(teacher.labels), **teacher.weights},
+        accuracy={"teacher": teacher_accuracy, "student": student_accuracy, "quantized": evaluation.accuracy},
+        samples=samples,
+        fidelity=fidelity,
+        verifications=verifications,
+        evaluation=evaluation,
+        evaluated_on=None if data is None else data.name,
+        cost=estimate_cost(graph, evaluation, profile, teacher_macs=_teacher_macs(teacher)),
+        calibration=calibration,
+        seconds=watch.seconds,
+    )
+    directory.finish(report)
+    return BuildResult(directory=directory.path, report=directory.report())
+
+
+def _teacher(config: BuildConfig) -> Teacher:
+    import torch
+
+    from stars_deploy.teacher import load_teacher
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    asked = config.teacher
+    return load_teacher(
+        asked.spec,
+        asked.weights,
+        input_shape=asked.input_shape,
+        mean=asked.mean,
+        std=asked.std,
+        classes=asked.classes,
+        trust_weights=asked.trust_weights,
+    )
+
+
+def _evaluation_set(config: BuildConfig) -> EvaluationSet | None:
+    if config.data.name is None:
+        return None
+    return load_dataset(config.data.name, config.data.root).first(config.data.limit)
+
+
+def _check_data(config: BuildConfig, teacher: Teacher) -> None:
+    data = _evaluation_set(config)
+    if data is not None:
+        check_fit(data, teacher.input.shape, teacher.classes)
+
+
+def _distil(
+    config: BuildConfig, teacher: Teacher, directory: RunDirectory, watch: Observer, resume: bool
+) -> None:
+    """Write the student, the history of its losses and the synthetic images; skip what a resumed build has."""
+    import torch
+
+    from stars_deploy.distill import Distiller
+    from stars_deploy.student import NeuronModel, build_student, describe_student, save_student
+
+    if resume and directory.file(STUDENT).is_file():
+        watch.noted(f"{STUDENT} is there already: distillation is skipped")
+        return
+    torch.manual_seed(config.seed)
+    asked = config.student
+    neuron = NeuronModel(decay=asked.decay, surrogate_width=asked.surrogate_width)
+    student, scales = build_student(teacher, asked.spec, config.timesteps, neuron, asked.balance)
+    distiller = Distiller(teacher=teacher, student=student, scales=scales, config=config)
+    checkpoint = directory.file(CHECKPOINT)
+    if resume and checkpoint.is_file():
+        distiller.restore(checkpoint)
+        watch.noted(f"resumed at step {distiller.step} of {config.distill.steps}")
+    distiller.run(watch.advanced, checkpoint)
+    directory.save_images(_synthetic_images(distiller, config))
+    with written_whole(directory.file(HISTORY)) as draft:
+        draft.write_text("".join(json.dumps(entry) + "\n" for entry in distiller.history), encoding="utf-8")
+    # Last: a folder with a student has all that distillation leaves.
+    save_student(student, describe_student(student, asked.spec, teacher.labels, neuron), directory.file(STUDENT))
+
+
+def _synthetic_images(distiller: Any, config: BuildConfig) -> SyntheticImages:
+    """Take calibration images from the pool, and make held-out ones that nothing was trained on."""
+    import torch
+
+    count = config.calibration_images
+    pool = distiller.pool.images[: len(distiller.pool)][:count].numpy()
+    batches: list[torch.Tensor] = []
+    while sum(len(batch) for batch in batches) < count:
+        batches.append(distiller.backbone.synthesize(distiller.student).images)
+    held_out = (torch.cat(batches)[:count] * 255).round().to(torch.uint8)
+    answers = distiller.teacher.predict(held_out.float() / 255).numpy()
+    return SyntheticImages(calibration=pool, held_out=held_out.numpy(), teacher_classes=answers)
+
+
+def _quantise(config: BuildConfig, directory: RunDirectory) -> Calibration:
+    from stars_deploy.export.passes import lower
+    from stars_deploy.export.trace import trace_student
+    from stars_deploy.student import load_student
+
+    student, plan = load_student(directory.file(STUDENT))
+    save_graph(lower(trace_student(student, plan.labels)), directory.file(FLOAT_GRAPH))
+    lowered: Any = load_graph(directory.file(FLOAT_GRAPH))
+    images = as_pixels(directory.images().calibration)
+    graph, calibration = quantize_calibrated(lowered, images, config.bits, config.input_bits)
+    save_graph(graph, directory.file(MODEL))
+    return calibration
+
+
+def _student_accuracy(directory: RunDirectory, data: EvaluationSet) -> float:
+    from stars_deploy.student import load_student
+
+    student, _ = load_student(directory.file(STUDENT))
+    return _accuracy(_student_classes(student, data.images), data)
+
+
+def _student_classes(student: Student, images: npt.NDArray[Any], batch: int = 256) -> npt.NDArray[np.int64]:
+    import torch
+
+    with torch.no_grad():
+        parts = [student(part).mean_logits().argmax(1) for part in _tensor(images).split(batch)]
+    classes: npt.NDArray[np.int64] = torch.cat(parts).numpy()
+    return classes
+
+
+def _fidelity(directory: RunDirectory, graph: QuantizedGraph) -> dict[str, Any]:
+    """Agreement with the teacher on synthetic images that nothing was trained on."""
+    from stars_deploy.student import load_student
+
+    images = directory.images()
+    pixels = as_pixels(images.held_out)
+    student, _ = load_student(directory.file(STUDENT))
+    quantized = run_evaluation(graph, pixels, images.teacher_classes).accuracy
+    agreement = float((_student_classes(student, pixels.astype(np.float32)) == images.teacher_classes).mean())
+    return {
+        "student": agreement,
+        "quantized": quantized,
+        "samples": len(pixels),
+        "measured_on": "held-out synthetic images, agreement with the teacher's answer",
+    }
+
+
+def _teacher_macs(teacher: Teacher) -> int:
+    from stars_deploy.macs import count_macs
+
+    return count_macs(teacher)
+
+
+def _accuracy(classes: npt.NDArray[np.int64], data: EvaluationSet) -> float:
+    return float((classes == data.labels).mean())
+
+
+def _tensor(images: npt.NDArray[Any]) -> Any:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))

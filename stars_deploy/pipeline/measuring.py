@@ -1,0 +1,288 @@
+"""Writing, verifying, simulating and comparing a network that is quantised already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stars_deploy.comparison import ComparisonRow, compare_graphs, estimate_cost, mark_pareto, summarize_cost
+from stars_deploy.data import EvaluationSet
+from stars_deploy.errors import ConfigError, DataError, TargetError, VerificationError
+from stars_deploy.hardware import load_profile
+from stars_deploy.pipeline.directory import as_pixels
+from stars_deploy.pipeline.models import Model, evaluation_set, open_model
+from stars_deploy.progress import Observer
+from stars_deploy.quantized import IntArray, QuantizedGraph
+from stars_deploy.simulate import Evaluation, Execute, run_evaluation, summarize_counts
+from stars_deploy.targets import TARGETS, find_target
+from stars_deploy.targets.reference import run_reference
+from stars_deploy.verification import Verification, verify_target
+
+#: Engines of ``simulate``.
+ENGINES = ("reference", "lava")
+#: Samples drawn when a bare file comes without any images.
+NOISE_SAMPLES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Distinct images for a verification: quantised (B, C, H, W) [LSB], their labels if known, where they are from."""
+
+    images: IntArray
+    labels: npt.NDArray[np.int64] | None
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """What :func:`simulate_model` measured, and the same as the JSON that ``--json`` prints."""
+
+    evaluation: Evaluation
+    summary: dict[str, Any]
+
+
+def write_targets(graph: QuantizedGraph, folder: Path, targets: Sequence[str]) -> list[Path]:
+    """Write `graph` for each target into `folder`; return the files, each once."""
+    written: list[Path] = []
+    for name in targets:
+        target = find_target(name)
+        path = folder / target.filename
+        if path not in written:
+            target.write(graph, path)
+            written.append(path)
+    return written
+
+
+def distinct_samples(model: Model, data: EvaluationSet | None, count: int) -> Samples:
+    """Return up to `count` distinct quantised images: real ones, else synthetic ones, else noise.
+
+    Raises
+    ------
+    DataError
+        If there are not even two distinct images.
+    """
+    graph = model.graph
+    labels: npt.NDArray[np.int64] | None = None
+    if data is not None:
+        pixels, labels, source = data.images, data.labels, data.name
+    elif model.directory is not None:
+        pixels, source = as_pixels(model.directory.images().held_out), "held-out synthetic images"
+    else:
+        noise = np.random.default_rng(0)
+        # Smooth noise of every contrast: white noise alone looks the same to every neuron.
+        pixels = noise.random((4 * count, *graph.input.shape)) * noise.random((4 * count, 1, 1, 1))
+        pixels, source = pixels * graph.input.precision.high / graph.input.scale, "noise"
+    steps = graph.input.quantize(pixels[: 8 * count])
+    _, first = np.unique(steps.reshape(len(steps), -1), axis=0, return_index=True)
+    chosen = np.sort(first)[:count]
+    if len(chosen) < 2:
+        raise DataError(source, f"{len(chosen)} distinct images", "at least 2 distinct images to verify with")
+    return Samples(images=steps[chosen], labels=None if labels is None else labels[chosen], source=source)
+
+
+def verify_targets(
+    graph: QuantizedGraph, folder: Path, targets: Sequence[str], images: IntArray, observer: Observer
+) -> list[Verification]:
+    """Verify each target's file in `folder`; ``netx`` is always among them, because it needs no runtime.
+
+    A target that cannot run here is in the result with the reason.
+    """
+    results = []
+    for name in dict.fromkeys(("netx", *targets)):
+        observer.advanced(len(results), len(targets) + 1, name)
+        result = verify_target(graph, name, folder / find_target(name).filename, images)
+        if not result.ran:
+            observer.noted(f"{name} was not run: {result.reason}")
+        results.append(result)
+    return results
+
+
+def verify_model(
+    path: str | Path,
+    against: Sequence[str] | None = None,
+    *,
+    data: str | None = None,
+    root: str | None = None,
+    samples: int = 16,
+    observer: Observer | None = None,
+) -> list[Verification]:
+    """Read back a model's artefacts, execute them and compare every spike with the reference.
+
+    Parameters
+    ----------
+    path : path
+        A built directory (its ``model.npz`` is the truth), or a ``.net`` file.
+    against : sequence of str, optional
+        Targets; by default all that can run here.
+    data, root : str, optional
+        Evaluation set to take the samples from.
+    samples : int
+        Distinct images, at least 2.
+    observer : Observer, optional
+
+    Returns
+    -------
+    list of Verification
+        Give it to :func:`stars_deploy.verification.check_verified` to refuse differences.
+
+    Raises
+    ------
+    VerificationError
+        If a target asked for by name cannot run here: nothing was verified.
+    """
+    watch = observer or Observer()
+    if samples < 2:
+        raise ConfigError("--samples", samples, "at least 2")
+    model = open_model(path)
+    if against is None:
+        names = [name for name in TARGETS if TARGETS[name].availability().ok]
+    else:
+        names = list(dict.fromkeys(against))
+    images = distinct_samples(model, evaluation_set(model, data, root, None), samples).images
+    results = []
+    with watch.stage("verify"):
+        for index, name in enumerate(names):
+            watch.advanced(index, len(names), name)
+            target = find_target(name)
+            file = model.file.parent / target.filename if model.file.suffix == ".npz" else model.file
+            result = verify_target(model.graph, name, file, images)
+            if not result.ran:
+                raise VerificationError(name, f"could not run ({result.reason})", "a target that runs here")
+            results.append(result)
+    return results
+
+
+def simulate_model(
+    path: str | Path,
+    *,
+    data: str | None = None,
+    root: str | None = None,
+    limit: int | None = None,
+    timesteps: int | None = None,
+    hardware: str = "loihi2",
+    engine: str = "reference",
+    observer: Observer | None = None,
+) -> Simulation:
+    """Run a built directory or a ``.net`` over an evaluation set: accuracy, spikes, synops, latency, energy.
+
+    Parameters
+    ----------
+    path : path
+    data, root, limit
+        Evaluation set; by default that of the build, else held-out synthetic images, else noise (counts only).
+    timesteps : int, optional
+        In place of the network's own.
+    hardware : str
+        ``loihi1``, ``loihi2`` or a YAML profile.
+    engine : str
+        One of :data:`ENGINES`.
+    observer : Observer, optional
+    """
+    watch = observer or Observer()
+    profile = load_profile(hardware)
+    model = open_model(path, timesteps)
+    graph = model.at_timesteps(timesteps)
+    execute = _engine(engine, model, graph)
+    evaluated = evaluation_set(model, data, root, limit)
+    if evaluated is None:
+        samples = distinct_samples(replace(model, graph=graph), None, limit or NOISE_SAMPLES)
+        images, labels, source = samples.images, None, samples.source
+    else:
+        images, labels, source = evaluated.images, evaluated.labels, evaluated.name
+    with watch.stage("simulate"):
+        evaluation = run_evaluation(
+            graph, images, labels, execute=execute, progress=lambda done, of: watch.advanced(done, of)
+        )
+    summary = {
+        "model": str(path),
+        "engine": engine,
+        "data": source,
+        "samples": evaluation.samples,
+        "timesteps": evaluation.timesteps,
+        "accuracy": evaluation.accuracy,
+        "counts": summarize_counts(evaluation),
+        **summarize_cost(estimate_cost(graph, evaluation, profile)),
+    }
+    return Simulation(evaluation=evaluation, summary=summary)
+
+
+def compare_models(
+    paths: Sequence[str | Path],
+    *,
+    timesteps: Sequence[int] = (1, 2, 4, 8),
+    data: str | None = None,
+    root: str | None = None,
+    limit: int | None = None,
+    hardware: str = "loihi2",
+    observer: Observer | None = None,
+) -> list[ComparisonRow]:
+    """Compare models over numbers of timesteps: one row a setting, accuracy beside latency and energy.
+
+    Parameters
+    ----------
+    paths : sequence of path
+        Built directories or ``.net`` files.
+    timesteps : sequence of int
+    data, root, limit
+        Evaluation set; by default that of each build. Without one, the fidelity to the teacher on held-out synthetic
+        images stands in for the accuracy.
+    hardware : str
+    observer : Observer, optional
+
+    Raises
+    ------
+    ConfigError
+        If there is nothing to compare.
+    DataError
+        If a model comes with neither an evaluation set nor synthetic images.
+    """
+    if not paths:
+        raise ConfigError("MODEL", "none given", "at least one built directory or .net file")
+    watch = observer or Observer()
+    profile = load_profile(hardware)
+    rows: list[ComparisonRow] = []
+    with watch.stage("compare"):
+        for path in paths:
+            model = open_model(path, timesteps[0] if timesteps else None)
+            evaluated = evaluation_set(model, data, root, limit)
+            answers: npt.NDArray[np.int64] | None = None
+            if evaluated is not None:
+                images, labels = evaluated.images, evaluated.labels
+            elif model.directory is not None:
+                synthetic = model.directory.images()
+                images, labels, answers = as_pixels(synthetic.held_out), None, synthetic.teacher_classes
+            else:
+                raise DataError("--data", "not given", "an evaluation set", "add --data NAME [--root FOLDER]")
+            rows += compare_graphs(
+                [model.at_timesteps(steps) for steps in timesteps],
+                images,
+                labels,
+                profile,
+                built_for=model.graph.timesteps,
+                quantized_again=model.directory is not None,
+                teacher_predictions=answers,
+                model=model.name,
+                progress=watch.advanced,
+            )
+    # Best among all of them, not only among the settings of one model.
+    return mark_pareto(rows)
+
+
+def _engine(name: str, model: Model, graph: QuantizedGraph) -> Execute:
+    if name == "reference":
+        return run_reference
+    if name not in ENGINES:
+        raise ConfigError("--engine", name, ", ".join(ENGINES))
+    target = find_target(name)
+    available = target.availability()
+    if not available.ok:
+        raise TargetError(f"--engine {name}", "not available here", ", ".join(ENGINES), available.reason)
+    file = model.file.parent / target.filename if model.file.suffix == ".npz" else model.file
+    if graph is not model.graph:
+        raise ConfigError("--timesteps", graph.timesteps, f"{model.graph.timesteps} with --engine {name}")
+    return lambda _, images: target.execute(file, images, graph.timesteps)

@@ -1,0 +1,136 @@
+"""What the later commands open: a built directory, a ``model.npz`` or a ``.net`` file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from stars_deploy.data import EvaluationSet, load_dataset
+from stars_deploy.errors import ArtifactError, DataError
+from stars_deploy.export.bounds import prove_bounds
+from stars_deploy.export.calibration import Calibration, calibrate_graph
+from stars_deploy.export.quantization import quantize_graph
+from stars_deploy.graph import SpikingGraph
+from stars_deploy.pipeline.directory import FLOAT_GRAPH, MODEL, RunDirectory, as_pixels
+from stars_deploy.quantized import QuantizedGraph
+from stars_deploy.serde import load_graph, load_quantized
+from stars_deploy.targets.netx_reader import read_netx
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """An integer network and, where it was built here, its folder."""
+
+    name: str
+    file: Path
+    graph: QuantizedGraph
+    directory: RunDirectory | None = None
+
+    def at_timesteps(self, timesteps: int | None) -> QuantizedGraph:
+        """Return the network for another number of timesteps, with its bounds proven.
+
+        A built directory quantises its float graph again, because the readout's scale depends on how long it
+        integrates; a file alone is run with the integers that it has.
+
+        Raises
+        ------
+        QuantizationError
+            If an accumulator could leave 24 bits at that number of timesteps.
+        """
+        if timesteps is None or timesteps == self.graph.timesteps:
+            return self.graph
+        if self.directory is None:
+            graph = self.graph.with_timesteps(timesteps)
+            prove_bounds(graph)
+            return graph
+        config = self.directory.config()
+        graph = _float_graph(self.directory)
+        images = as_pixels(self.directory.images().calibration)
+        retimed = SpikingGraph(
+            nodes=graph.nodes, edges=graph.edges, dt=graph.dt, timesteps=timesteps, labels=graph.labels
+        )
+        return quantize_calibrated(retimed, images, config.bits, config.input_bits)[0]
+
+
+def open_model(path: str | Path, timesteps: int | None = None, input_bits: int = 8) -> Model:
+    """Open a built directory, a ``model.npz`` or a NetX ``.net``.
+
+    Parameters
+    ----------
+    path : path
+    timesteps : int, optional
+        For a ``.net`` that does not state its own.
+    input_bits : int
+        For a ``.net`` that does not state its own.
+
+    Raises
+    ------
+    ArtifactError, FormatError
+        If it is none of these, is missing or is damaged.
+    """
+    place = Path(path)
+    if place.is_dir():
+        directory = RunDirectory(place)
+        if not directory.file(MODEL).is_file():
+            raise ArtifactError(
+                str(place), f"holds no {MODEL}", "the folder of a finished build",
+                "finish it with `stars-deploy build --resume`",
+            )  # fmt: skip
+        return Model(
+            name=place.name, file=directory.file(MODEL), graph=load_quantized(directory.file(MODEL)),
+            directory=directory,
+        )  # fmt: skip
+    if place.suffix == ".net":
+        return Model(name=place.stem, file=place, graph=read_netx(place, timesteps, input_bits))
+    if place.suffix == ".npz":
+        return Model(name=place.stem, file=place, graph=load_quantized(place))
+    got = "does not exist" if not place.exists() else f"a {place.suffix or 'nameless'} file"
+    raise ArtifactError(str(place), got, "a built directory, a model.npz or a .net file", "check the path")
+
+
+def quantize_calibrated(
+    graph: SpikingGraph, images: npt.NDArray[np.float64], bits: int, input_bits: int
+) -> tuple[QuantizedGraph, Calibration]:
+    """Calibrate a lowered graph on images in [0, 1], then quantise it."""
+    calibration = calibrate_graph(graph, images, bits, input_bits)
+    return quantize_graph(graph, bits, calibration.input_bits, calibration.shares), calibration
+
+
+def evaluation_set(
+    model: Model, data: str | None, root: str | None, limit: int | None
+) -> EvaluationSet | None:
+    """Return the evaluation set asked for, or that of the build; None where there is none.
+
+    Raises
+    ------
+    DataError
+        If it is missing, or its images or classes do not fit the network.
+    """
+    if data is None and model.directory is not None:
+        configured = model.directory.config().data
+        data, root, limit = configured.name, root or configured.root, limit or configured.limit
+    if data is None:
+        return None
+    loaded = load_dataset(data, root).first(limit)
+    check_fit(loaded, model.graph.input.shape, model.graph.output.size)
+    return loaded
+
+
+def check_fit(data: EvaluationSet, shape: tuple[int, ...], classes: int) -> None:
+    """Refuse an evaluation set whose images or classes are not those of the network."""
+    if data.images.shape[1:] != tuple(shape):
+        raise DataError(f"--dataset {data.name}", f"images {data.images.shape[1:]}", f"{tuple(shape)} (C, H, W)")
+    if len(data.classes) != classes:
+        raise DataError(
+            f"--dataset {data.name}", f"{len(data.classes)} classes", f"the {classes} classes of the network"
+        )
+
+
+def _float_graph(directory: RunDirectory) -> SpikingGraph:
+    graph = load_graph(directory.file(FLOAT_GRAPH))
+    if not isinstance(graph, SpikingGraph):
+        raise ArtifactError(str(directory.file(FLOAT_GRAPH)), "not the float graph", remedy="build again")
+    return graph

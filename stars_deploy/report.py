@@ -1,0 +1,123 @@
+"""``report.json``: everything that a build measured, and under which assumptions."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from stars_deploy.comparison import Cost, summarize_cost
+from stars_deploy.config import BuildConfig
+from stars_deploy.export.bounds import prove_bounds
+from stars_deploy.export.calibration import Calibration
+from stars_deploy.provenance import versions
+from stars_deploy.quantized import QuantizedGraph
+from stars_deploy.simulate import Evaluation, summarize_counts
+from stars_deploy.verification import Verification
+
+SCHEMA_VERSION = 1
+RECONSTRUCTED = (
+    "RCA and TAR are reconstructed from the abstract of STARS (arXiv 2605.27409): the formulas are ours, and no number "
+    "here confirms or refutes the paper."
+)
+INHERITED = "The student inherits the teacher's topology and weights: a method of ours, not part of STARS."
+
+
+class LabelledSamples(Protocol):
+    """What verification ran on."""
+
+    labels: npt.NDArray[np.int64] | None
+    source: str
+
+
+def compose_report(
+    *,
+    config: BuildConfig,
+    graph: QuantizedGraph,
+    teacher: Mapping[str, Any],
+    accuracy: Mapping[str, float | None],
+    samples: LabelledSamples,
+    fidelity: Mapping[str, Any],
+    verifications: Sequence[Verification],
+    evaluation: Evaluation,
+    evaluated_on: str | None,
+    cost: Cost,
+    calibration: Calibration,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return the content of ``report.json``; what is not known is null.
+
+    Accuracies are shares of right answers on the test part of ``evaluation.data``, read once. A target's accuracy
+    counts the verification samples that it ran on.
+    """
+    return {
+        "schema": SCHEMA_VERSION,
+        "teacher": dict(teacher),
+        "student": {
+            "spec": config.student.spec,
+            "timesteps": config.timesteps,
+            "decay": config.student.decay,
+            "method": config.method,
+            "objectives": config.objectives().model_dump(),
+            "notes": [RECONSTRUCTED, *([INHERITED] if config.student.spec == "inherit" else [])],
+        },
+        "accuracy": {
+            **accuracy,
+            "targets": {item.target: _target_accuracy(item, samples) for item in verifications},
+        },
+        "evaluation": {"data": evaluated_on, "samples": evaluation.samples},
+        "fidelity": dict(fidelity),
+        "verification": {item.target: summarize_verification(item, samples.source) for item in verifications},
+        "quantization": _quantization(config, graph, calibration),
+        "counts": summarize_counts(evaluation),
+        **summarize_cost(cost),
+        "provenance": {
+            "seed": config.seed,
+            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "seconds": dict(seconds),
+            "versions": versions(),
+        },
+    }
+
+
+def summarize_verification(verification: Verification, source: str) -> dict[str, Any]:
+    """Return one verification as JSON: ``passed`` is null where the target could not run, with the reason."""
+    return {
+        "ran": verification.ran,
+        "passed": verification.passed if verification.ran else None,
+        "reason": verification.reason or None,
+        "samples": verification.samples,
+        "images": source,
+        "compared_spikes": verification.compared_spikes,
+        "mismatches": verification.mismatches,
+        "first": None if verification.first is None else str(verification.first),
+        "seconds": round(verification.seconds, 3),
+    }
+
+
+def _target_accuracy(verification: Verification, samples: LabelledSamples) -> dict[str, Any] | None:
+    if not verification.ran or samples.labels is None:
+        return None
+    right = np.asarray(verification.classes) == samples.labels
+    return {"accuracy": float(right.mean()), "samples": len(right)}
+
+
+def _quantization(config: BuildConfig, graph: QuantizedGraph, calibration: Calibration) -> dict[str, Any]:
+    bounds = prove_bounds(graph)
+    return {
+        "weight_bits": config.bits,
+        "input_bits": calibration.input_bits,
+        "layers": [
+            {
+                **asdict(layer),
+                "vth": graph.population(layer.name).vth,
+                "decay_v": graph.population(layer.name).decay_v,
+                "accumulator_utilization": bounds[layer.name].utilization,
+            }
+            for layer in calibration.layers
+        ],
+    }

@@ -1,0 +1,186 @@
+"""The spiking network: norse neurons between the convolutions of a chain of layers.
+
+Direct encoding (the same image at every timestep), conv - batch norm - LIF, hard reset to zero, and a linear readout
+averaged over time. Convolutions and batch norm run once over the folded time and batch axes; only the neuron is
+scanned over time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from norse.torch import LIFBoxCell, LIFBoxParameters
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stars_deploy.errors import ConfigError
+from stars_deploy.norms import BATCH_NORMS, BatchNorm
+from stars_deploy.teacher import InputFormat
+
+#: Length of a timestep [s]: norse's default. Only its ratio to the membrane time constant matters.
+DT = 1e-3
+#: Membrane potential that a neuron must exceed to fire; any other is a scale of the weights before it.
+THRESHOLD = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronModel:
+    """How the student's neurons run.
+
+    Parameters
+    ----------
+    decay : float
+        Share of the membrane potential that is left after a timestep, in [0, 1).
+    surrogate_width : float
+        Slope of norse's triangular surrogate gradient.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range.
+    """
+
+    decay: float = 0.9
+    surrogate_width: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ConfigError("student.decay", self.decay, "at least 0, less than 1")
+        if not 0 < self.surrogate_width < math.inf:
+            raise ConfigError("student.surrogate_width", self.surrogate_width, "a finite number greater than 0")
+
+
+class SpikingLayer(nn.Module):
+    """A norse ``LIFBoxCell`` stepped over the first axis.
+
+    Each timestep: ``v = decay * v + i`` (norse adds ``(1 - decay) * (i' - v)``; the gain is folded into ``i'``);
+    ``s = v > 1``, strictly; ``v = 0`` where ``s``.
+    """
+
+    def __init__(self, model: NeuronModel) -> None:
+        super().__init__()
+        self.gain = 1 - model.decay
+        self.cell = LIFBoxCell(
+            LIFBoxParameters(
+                tau_mem_inv=torch.as_tensor(self.gain / DT),
+                v_th=torch.as_tensor(THRESHOLD),
+                method="triangle",
+                alpha=torch.as_tensor(model.surrogate_width),
+            ),
+            dt=DT,
+        )
+
+    def forward(self, current: Tensor) -> Tensor:
+        """Return the spikes, (T, B, ...), that input currents of that shape cause, from rest."""
+        state = None
+        spikes = []
+        for step in current / self.gain:
+            spike, state = self.cell(step, state)
+            spikes.append(spike)
+        return torch.stack(spikes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentOutput:
+    """What a student returns: ``logits`` (T, B, K) for each timestep, and each layer's ``spikes`` (T, B, ...)."""
+
+    logits: Tensor
+    spikes: tuple[Tensor, ...]
+
+    def mean_logits(self) -> Tensor:
+        """Return the logits averaged over time, (B, K)."""
+        return self.logits.mean(0)
+
+    def rates(self) -> list[Tensor]:
+        """Return each layer's firing rates [spikes/timestep], (B, ...)."""
+        return [spikes.mean(0) for spikes in self.spikes]
+
+
+class Student(nn.Module):
+    """A spiking network over a chain of layers.
+
+    Parameters
+    ----------
+    layers : list of torch.nn.Module
+        Conv2d, Linear, BatchNorm, Flatten and :class:`SpikingLayer`; the last one is the linear readout.
+    form : InputFormat
+    timesteps : int
+
+    Raises
+    ------
+    ConfigError
+        If no layer spikes, or `timesteps` is not positive.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, layers: list[nn.Module], form: InputFormat, timesteps: int) -> None:
+        super().__init__()
+        if timesteps < 1:
+            raise ConfigError("--timesteps", timesteps, "1 or more")
+        if not any(isinstance(layer, SpikingLayer) for layer in layers):
+            raise ConfigError("--student", "no layer that spikes", "at least one convolution with neurons")
+        self.layers = nn.ModuleList(layers)
+        self.form = form
+        self.timesteps = timesteps
+        self.register_buffer("mean", torch.tensor(form.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(form.std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor, timesteps: int | None = None) -> StudentOutput:
+        """Run images (B, C, H, W) in [0, 1] for `timesteps` (the student's own, unless given)."""
+        steps = self.timesteps if timesteps is None else timesteps
+        values = (images - self.mean) / self.std
+        spikes: list[Tensor] = []
+        for layer in self._stages():
+            if isinstance(layer, tuple):
+                values = _convolved_and_normalized(*layer, values)
+            elif isinstance(layer, SpikingLayer):
+                # Until the first neuron nothing depends on time, so those layers ran on one copy only.
+                current = torch.unflatten(values, 0, (steps, -1)) if spikes else values.expand(steps, *values.shape)
+                spikes.append(layer(current))
+                values = spikes[-1].flatten(0, 1)
+            else:
+                values = layer(values)
+        return StudentOutput(logits=torch.unflatten(values, 0, (steps, -1)), spikes=tuple(spikes))
+
+    def norms(self) -> list[BatchNorm]:
+        """Return the batch normalisations, in order of execution."""
+        return [layer for layer in self.layers if isinstance(layer, BATCH_NORMS)]
+
+    def _stages(self) -> Iterator[nn.Module | tuple[nn.Conv2d, nn.BatchNorm2d]]:
+        """Yield the layers in order, a convolution together with the frozen batch norm right after it."""
+        waiting: nn.Conv2d | None = None
+        for layer in self.layers:
+            if waiting is not None and isinstance(layer, nn.BatchNorm2d) and not layer.training:
+                yield waiting, layer
+                waiting = None
+                continue
+            if waiting is not None:
+                yield waiting
+            waiting = layer if isinstance(layer, nn.Conv2d) else None
+            if waiting is None:
+                yield layer
+        if waiting is not None:
+            yield waiting
+
+
+def _convolved_and_normalized(conv: nn.Conv2d, norm: nn.BatchNorm2d, values: Tensor) -> Tensor:
+    """Apply a convolution and the frozen batch norm after it as one convolution with scaled weights.
+
+    The same function of the same parameters, gradients included, at three quarters of the time of a training step.
+    """
+    if norm.running_mean is None or norm.running_var is None:
+        raise ConfigError("student", "a BatchNorm without running statistics", "BatchNorm with running statistics")
+    factor = (norm.running_var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        factor = factor * norm.weight
+    bias = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
+    bias = bias * factor
+    if norm.bias is not None:
+        bias = bias + norm.bias
+    weight = conv.weight * factor.view(-1, 1, 1, 1)
+    return functional.conv2d(values, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)

@@ -1,0 +1,135 @@
+"""HDF5 groups of files that nobody vouches for: every value is checked before it is read into memory.
+
+Refused by name: links that leave the group (soft, external), data stored in other files, sizes that the file cannot
+hold, types that are not plain numbers or text, and numbers that are not whole.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+
+from stars_deploy.errors import FormatError
+from stars_deploy.quantized import IntArray
+
+#: Most values that one dataset may hold; a dense layer of 8,192 x 8,192.
+MAX_VALUES = 1 << 26
+#: Most whole-number magnitude that is read; every field of a NetX file is narrower.
+MAX_MAGNITUDE = 1 << 31
+#: More than deflate can compress (1,032 to 1): a dataset that claims more than that was not written by compressing.
+MAX_COMPRESSION = 1100
+MAX_TEXT = 256
+#: deflate, shuffle, fletcher32: those that HDF5 holds itself and that need no code from elsewhere.
+_FILTERS = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32})
+_DAMAGED = "the file is damaged or truncated: copy or write it again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardedGroup:
+    """A group of an open file, its place in the file for messages, and the size of the file [bytes]."""
+
+    file: str
+    name: str
+    node: h5py.Group
+    file_size: int
+
+    def error(self, name: str, got: object, allowed: str = "", remedy: str = "") -> FormatError:
+        """Return the error for the member called `name` (or for the group itself if it is empty)."""
+        place = "/".join(part for part in (self.name, name) if part)
+        return FormatError(f"{self.file}: {place}" if place else self.file, got, allowed, remedy)
+
+    def names(self) -> list[str]:
+        """Return the names of the members."""
+        return list(self.node.keys())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.node.keys()  # noqa: SIM118  # h5py follows links for ``in node``
+
+    def only(self, allowed: frozenset[str], remedy: str = "") -> None:
+        """Refuse members that are not `allowed`: what is not understood is not skipped."""
+        unknown = sorted(set(self.names()) - allowed)
+        if unknown:
+            raise self.error(unknown[0], "a field that is not understood", ", ".join(sorted(allowed)), remedy)
+
+    def group(self, name: str) -> GuardedGroup:
+        """Return a member group."""
+        node = self._member(name)
+        if not isinstance(node, h5py.Group):
+            raise self.error(name, "a dataset", "a group")
+        place = f"{self.name}/{name}" if self.name else name
+        return GuardedGroup(file=self.file, name=place, node=node, file_size=self.file_size)
+
+    def numbers(self, name: str) -> IntArray:
+        """Return a dataset of whole numbers."""
+        node = self._dataset(name)
+        if node.dtype.kind not in "iufb":
+            raise self.error(name, f"dtype {node.dtype}", "numbers")
+        stored = node.id.get_storage_size()
+        if node.size is None or not 0 < node.size <= MAX_VALUES:
+            raise self.error(name, f"shape {node.shape}", f"1 to {MAX_VALUES} values")
+        self._check_chunks(name, node)
+        if stored > self.file_size or node.size * node.dtype.itemsize > stored * MAX_COMPRESSION:
+            raise self.error(
+                name,
+                f"shape {node.shape} claims more than the {stored} bytes stored in a file of {self.file_size}",
+                remedy=_DAMAGED,
+            )
+        values = np.asarray(node[()])
+        if not np.isfinite(values).all():
+            raise self.error(name, "NaN or infinite values", "whole numbers")
+        if (values != np.rint(values)).any() or (np.abs(values.astype(np.float64)) > MAX_MAGNITUDE).any():
+            raise self.error(name, f"values from {values.min()} to {values.max()}", "whole numbers below 2**31")
+        return values.astype(np.int64)
+
+    def number(self, name: str) -> int:
+        """Return a dataset of one whole number."""
+        values = self.numbers(name)
+        if values.size != 1:
+            raise self.error(name, f"{values.size} values", "one value for the whole population")
+        return int(values.reshape(-1)[0])
+
+    def text(self, name: str) -> str:
+        """Return a dataset of one short ASCII text."""
+        node = self._dataset(name)
+        variable = h5py.check_string_dtype(node.dtype) is not None
+        if not (variable or node.dtype.kind == "S") or node.size != 1 or node.dtype.itemsize > MAX_TEXT:
+            raise self.error(name, f"dtype {node.dtype}, shape {node.shape}", "one short text")
+        value = np.asarray(node[()]).reshape(-1)[0]
+        try:
+            return value.decode("ascii") if isinstance(value, bytes) else str(value)
+        except UnicodeDecodeError:
+            raise self.error(name, repr(value)[:MAX_TEXT], "ASCII text") from None
+
+    def _check_chunks(self, name: str, node: h5py.Dataset) -> None:
+        # HDF5 (1.14) trusts these fields of a damaged header, and allocates without end or writes past its buffers.
+        chunks = node.chunks
+        if chunks is None:
+            return
+        if len(chunks) != node.ndim or math.prod(chunks) > MAX_VALUES:
+            raise self.error(
+                name, f"chunks of {chunks} for a shape of {node.shape}", "chunks of the same axes", _DAMAGED
+            )
+        pipeline = node.id.get_create_plist()
+        filters = {pipeline.get_filter(index)[0] for index in range(pipeline.get_nfilters())}
+        if not filters <= _FILTERS:
+            raise self.error(
+                name, f"HDF5 filters {sorted(filters)}", f"{sorted(_FILTERS)}", "write it without plug-ins"
+            )
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        node = self._member(name)
+        if not isinstance(node, h5py.Dataset):
+            raise self.error(name, "a group", "a dataset")
+        if node.is_virtual or node.external:
+            raise self.error(name, "stored in another file", "data in the file itself", "copy it into one file")
+        return node
+
+    def _member(self, name: str) -> h5py.Group | h5py.Dataset:
+        if name not in self:
+            raise self.error(name, "is missing", remedy="the file is incomplete: write it again")
+        if not isinstance(self.node.get(name, getlink=True), h5py.HardLink):
+            raise self.error(name, "a soft or external link", "data in the file itself", "copy it into one file")
+        return self.node[name]

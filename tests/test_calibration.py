@@ -1,0 +1,178 @@
+"""Calibration: which scale and input bits it takes, and what it reports."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from stars_deploy.errors import GraphError, QuantizationError
+from stars_deploy.export.calibration import SHARES, LayerReport, calibrate_graph
+from stars_deploy.export.execution import run_float
+from stars_deploy.export.quantization import quantize_graph
+from stars_deploy.graph import LIF, Conv2d, Input, Integrator, Linear, SpikingGraph
+from stars_deploy.quantized import same_graph
+from stars_deploy.targets.reference import run_reference
+
+SHAPE = (1, 6, 6)
+
+
+def network(seed=0, outlier=0.0, bias=0.1, timesteps=4):
+    rng = np.random.default_rng(seed)
+    weight = rng.uniform(-0.4, 0.4, (6, 1, 3, 3))
+    weight[0, 0, 0, 0] += outlier
+    gain = {"tau_mem": 4e-3, "r": 4.0}
+    nodes = (
+        Input(name="image", shape=SHAPE),
+        Conv2d(name="conv", weight=weight, bias=rng.normal(bias, 0.1, 6), padding=(1, 1)),
+        LIF(name="lif1", **gain),
+        Linear(name="dense", weight=rng.normal(0.02, 0.15, (12, 216)), bias=rng.normal(0, 0.1, 12)),
+        LIF(name="lif2", **gain),
+        Linear(name="last", weight=rng.normal(size=(3, 12)), bias=rng.normal(size=3)),
+        Integrator(name="readout", r=1e3),
+    )
+    edges = tuple((one.name, other.name) for one, other in itertools.pairwise(nodes))
+    return SpikingGraph(nodes=nodes, edges=edges, timesteps=timesteps)
+
+
+def changed(graph, **nodes):
+    return graph.with_nodes(
+        tuple(replace(node, **nodes[node.name]) if node.name in nodes else node for node in graph.nodes), graph.edges
+    )
+
+
+def images(samples=20, seed=1):
+    return np.random.default_rng(seed).random((samples, *SHAPE))
+
+
+def test_an_outlier_among_the_weights_is_clipped_where_that_lowers_the_error():
+    plain = calibrate_graph(network(), images(), 4, 6)
+    # Twice the largest of the others, on one of 54 synapses: at 4 bits the other weights need the steps.
+    found = calibrate_graph(network(outlier=0.6), images(), 4, 6)
+    assert found.shares["lif1"] < 0.8
+    assert found.layers[0].clipped == pytest.approx(1 / 54)
+    assert plain.layers[0].clipped <= found.layers[0].clipped
+    unclipped = quantize_graph(network(outlier=0.6), 4, 6)
+    clipped = quantize_graph(network(outlier=0.6), 4, 6, found.shares)
+    record = run_float(network(outlier=0.6), images(seed=2)).values["lif1"]
+    wrong = [
+        np.mean(run_reference(graph, graph.input.quantize(images(seed=2))).spikes["lif1"] != record)
+        for graph in (unclipped, clipped)
+    ]
+    assert wrong[1] < wrong[0]
+
+
+def test_at_eight_bits_nothing_is_gained_by_clipping_much():
+    found = calibrate_graph(network(), images(), 8, 5)
+    assert all(layer.clipped < 0.02 for layer in found.layers)
+    assert all(layer.current_error < 0.03 for layer in found.layers)
+
+
+def test_fewer_input_bits_are_taken_where_the_accumulator_needs_the_room():
+    roomy = calibrate_graph(network(), images(), 4, 8)
+    assert roomy.input_bits == 8
+    # 900 synapses of 8 bits times pixels of 8 bits overrun 24 bits many times; fewer pixel bits leave weight bits.
+    rng = np.random.default_rng(3)
+    nodes = (Input(name="image", shape=(1, 30, 30)), Linear(name="dense", weight=rng.normal(size=(5, 900)),
+             bias=np.zeros(5)), Integrator(name="readout", r=1e3))  # fmt: skip
+    crowded = SpikingGraph(nodes=nodes, edges=(("image", "dense"), ("dense", "readout")))
+    found = calibrate_graph(crowded, rng.random((8, 1, 30, 30)), 8, 8)
+    assert 4 <= found.input_bits < 8
+    assert calibrate_graph(crowded, rng.random((8, 1, 30, 30)), 8, 3).input_bits == 3
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+def test_quantizing_with_its_shares_gives_the_layers_that_it_judged(bits):
+    graph = network(outlier=0.8)
+    found = calibrate_graph(graph, images(), bits, 8)
+    quantized = quantize_graph(graph, bits, found.input_bits, found.shares)
+    assert set(found.shares) == {"lif1", "lif2", "readout"}
+    assert set(found.shares.values()) <= set(SHARES)
+    for layer, projection in zip(found.layers, quantized.projections, strict=True):
+        assert layer.name == projection.target
+        assert layer.scale == quantized.population(layer.name).scale
+        assert layer.largest_weight == np.abs(projection.weight).max()
+        assert layer.allowed_weight == 2 ** (bits - 1) - 1
+
+
+def test_the_same_images_give_the_same_calibration():
+    first, again = (calibrate_graph(network(), images(), 4, 8) for _ in range(2))
+    assert first == again
+    assert (
+        same_graph(quantize_graph(network(), 4, 8, first.shares), quantize_graph(network(), 4, 8, again.shares)) == ""
+    )
+    assert calibrate_graph(network(), images(seed=7), 4, 8) != first
+
+
+def test_rates_and_errors_are_those_of_an_own_computation():
+    graph = network()
+    found = calibrate_graph(graph, images(), 5, 8)
+    record = run_float(graph, images())
+    quantized = quantize_graph(graph, 5, found.input_bits, found.shares)
+    reference = run_reference(quantized, quantized.input.quantize(images()))
+    first, second, readout = found.layers
+    assert 0.02 < record.rate("lif1") < 0.9
+    assert [layer.rate for layer in found.layers] == [record.rate("lif1"), record.rate("lif2"), 0.0]
+    # The first layer gets the images themselves: its rate is that of the integer network but for rare roundings.
+    assert first.quantized_rate == pytest.approx(reference.spikes["lif1"].mean(), abs=0.003)
+    assert first.quantized_rate != first.rate
+    assert (readout.fires, readout.rate, readout.quantized_rate) == (False, 0.0, 0.0)
+    # Current of the second layer, spikes of the float network as input, against its rounded threshold.
+    spikes = record.values["lif1"].reshape(-1, 216)
+    dense, unit = graph.node("dense"), quantized.population("lif2").vth
+    wanted = spikes @ dense.weight.T + dense.bias
+    got = (spikes @ quantized.projections[1].weight.T + quantized.population("lif2").bias) / unit
+    expected = np.sqrt(np.mean((got - wanted) ** 2)) / np.sqrt(np.mean(wanted**2))
+    assert second.current_error == pytest.approx(expected, rel=1e-9)
+    assert second.current_error > 0.01
+
+
+def test_a_sound_network_has_no_warnings():
+    assert calibrate_graph(network(), images(), 8, 6).warnings == ()
+
+
+def test_warnings_name_what_is_wrong():
+    silent = calibrate_graph(changed(network(), lif2={"v_threshold": 100.0}), images(), 8, 8)
+    assert "lif2 never fires, not even before quantisation" in silent.warnings
+    saturated = calibrate_graph(changed(network(), dense={"bias": np.full(12, 9.0)}), images(), 8, 8)
+    assert "lif2 is saturated: it fires at 100% of all timesteps" in saturated.warnings
+    crushed = calibrate_graph(changed(network(), conv={"bias": np.full(6, 90.0)}), images(), 8, 8)
+    assert any("lif1 uses weights up to" in text for text in crushed.warnings)
+    coarse = calibrate_graph(network(), images(), 2, 8)
+    assert any("lif1 has its input current changed by" in text for text in coarse.warnings)
+
+
+def test_a_layer_that_quantisation_silences_says_so():
+    report = LayerReport(name="lif", fires=True, scale=1.0, largest_weight=1, allowed_weight=1, clipped=0.0,
+                         current_error=0.1, rate=0.25, quantized_rate=0.0)  # fmt: skip
+    assert report.warnings == ("lif goes silent: it fired at a rate of 0.25 before quantisation",)
+    assert replace(report, quantized_rate=0.2).warnings == ()
+    assert replace(report, fires=False, rate=0.0).warnings == ()
+
+
+def test_a_candidate_that_does_not_fit_leaves_the_others():
+    # With 8-bit pixels no scale leaves weights between a threshold and the 24 bits; with fewer there is one.
+    graph = changed(network(), conv={"bias": np.full(6, 200.0)})
+    with pytest.raises(QuantizationError, match="conv: its largest weight"):
+        quantize_graph(graph, 8, 8)
+    assert calibrate_graph(graph, images(), 8, 8).input_bits < 8
+
+
+def test_nothing_that_fits_is_refused_with_the_first_reason():
+    with pytest.raises(QuantizationError, match="lif2: its weights, bias and accumulator leave"):
+        calibrate_graph(changed(network(), lif2={"v_threshold": 1e-5}), images(), 4, 8)
+    with pytest.raises(QuantizationError, match="bits: 9"):
+        calibrate_graph(network(), images(), 9, 8)
+    with pytest.raises(QuantizationError, match=r"image\.precision"):
+        calibrate_graph(network(), images(), 8, 9)
+
+
+def test_images_that_do_not_fit_are_refused():
+    with pytest.raises(QuantizationError, match="calibration: no images"):
+        calibrate_graph(network(), images(0), 8, 8)
+    with pytest.raises(GraphError, match="image: images of shape"):
+        calibrate_graph(network(), np.zeros((2, 3, 6, 6)), 8, 8)
+    with pytest.raises(QuantizationError, match="image: values from 0 to 510"):
+        calibrate_graph(network(), 2 * np.ones((1, *SHAPE)) * np.eye(6), 8, 8)

@@ -1,0 +1,236 @@
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from stars_deploy.comparison import (
+    compare_graphs,
+    compare_timesteps,
+    estimate_cost,
+    mark_pareto,
+    summarize_cost,
+    tabulate_rows,
+    write_csv,
+)
+from stars_deploy.errors import ArtifactError, ConfigError, DataError, QuantizationError
+from stars_deploy.hardware import Interval, load_profile
+from stars_deploy.quantized import ConvProjection, DenseProjection, Population, QuantizedGraph, QuantizedInput
+from stars_deploy.simulate import run_evaluation
+from stars_deploy.targets.reference import run_reference
+
+
+@pytest.fixture(scope="module")
+def graph():
+    rng = np.random.default_rng(11)
+    return QuantizedGraph(
+        input=QuantizedInput(name="input", shape=(1, 5, 5)),
+        populations=(
+            Population(name="conv", shape=(2, 5, 5), decay_v=300, vth=1500, bias=np.zeros((2, 5, 5), int)),
+            Population(name="out", shape=(3,), bias=np.zeros(3, int)),
+        ),
+        projections=(
+            ConvProjection(
+                name="c", source="input", target="conv", weight=rng.integers(-5, 9, (2, 1, 3, 3)), padding=(1, 1)
+            ),
+            DenseProjection(name="r", source="conv", target="out", weight=rng.integers(-20, 21, (3, 50))),
+        ),
+        timesteps=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(12).integers(0, 256, (12, 1, 5, 5))
+
+
+@pytest.fixture(scope="module")
+def labels(graph, images):
+    return run_reference(graph.with_timesteps(4), images).classes()
+
+
+@pytest.fixture(scope="module")
+def rows(graph, images, labels):
+    return compare_timesteps(
+        graph,
+        images,
+        labels,
+        load_profile("loihi2"),
+        timesteps=[4, 1, 2],
+        teacher_predictions=np.zeros(12, int),
+        teacher_macs=777,
+        model="digits",
+        batch_size=5,
+    )
+
+
+def test_one_row_a_setting_in_the_order_asked(rows, graph, images, labels):
+    assert [row.evaluation.timesteps for row in rows] == [4, 1, 2]
+    assert rows[0].evaluation.accuracy == 1.0  # the labels are this setting's answers
+    alone = run_evaluation(graph, images, labels, timesteps=1)
+    assert rows[1].evaluation.accuracy == alone.accuracy < 1.0
+    assert rows[1].evaluation.layers == alone.layers
+    assert rows[1].cost == estimate_cost(
+        graph.with_timesteps(1), rows[1].evaluation, load_profile("loihi2"), teacher_macs=777
+    )
+    assert rows[0].fidelity == (labels == 0).mean()
+    assert [row.weight_bits for row in rows] == [8, 8, 8]
+
+
+def test_rows_say_when_the_integers_were_made_for_another_t(rows):
+    assert [row.note for row in rows] == [
+        "integers made for T = 2, run as is",
+        "integers made for T = 2, run as is",
+        "as built",
+    ]
+
+
+def test_networks_quantised_again_say_so(graph, images):
+    settings = [graph, graph.with_timesteps(3)]
+    told = compare_graphs(settings, images, None, load_profile("loihi1"), built_for=2, quantized_again=True)
+    assert [row.note for row in told] == ["as built", "quantised again for T = 3; the student was trained for T = 2"]
+    assert [row.evaluation.timesteps for row in told] == [2, 3]
+    plain = compare_graphs(settings[1:], images, None, load_profile("loihi1"))
+    assert plain[0].note == "as built"
+    with pytest.raises(ConfigError, match="settings"):
+        compare_graphs([], images, None, load_profile("loihi1"))
+
+
+def test_more_timesteps_cost_more(rows):
+    by_steps = {row.evaluation.timesteps: row.cost for row in rows}
+    assert by_steps[1].energy.total.nominal < by_steps[2].energy.total.nominal < by_steps[4].energy.total.nominal
+    assert by_steps[1].latency.per_inference.nominal < by_steps[4].latency.per_inference.nominal
+
+
+def test_the_cheapest_and_the_best_are_pareto_best(rows):
+    assert rows[0].pareto  # the most accurate
+    assert rows[1].pareto  # the cheapest
+    assert "accuracy" in rows[0].reason
+
+
+def scored(row, accuracy, joules, timesteps, fidelity=None):
+    total = Interval(nominal=joules, low=joules, high=joules)
+    return replace(
+        row,
+        evaluation=replace(row.evaluation, accuracy=accuracy, timesteps=timesteps),
+        fidelity=fidelity,
+        cost=replace(row.cost, energy=replace(row.cost.energy, total=total)),
+    )
+
+
+def test_a_dominated_row_names_one_that_is_not(rows):
+    cases = [(0.8, 1.0), (0.9, 2.0), (0.9, 3.0), (0.85, 4.0), (0.95, 5.0)]
+    marked = mark_pareto([scored(rows[0], a, e, t) for t, (a, e) in enumerate(cases, start=1)])
+    assert [row.pareto for row in marked] == [True, True, False, False, True]
+    assert marked[2].reason == "digits T = 2 has accuracy 0.9000 against 0.9000 for 2 J against 3 J"
+    assert marked[3].reason.startswith("digits T = 2 has accuracy 0.9000 against 0.8500")
+    tied = mark_pareto([scored(rows[0], a, 1.0, t) for t, a in enumerate((0.8, 0.9, 0.95), start=1)])
+    assert "T = 3 has accuracy 0.9500" in tied[0].reason
+
+
+def test_equal_rows_are_both_pareto_best(rows):
+    assert [row.pareto for row in mark_pareto([scored(rows[0], 0.9, 1.0, t) for t in (1, 2)])] == [True, True]
+
+
+def test_fidelity_stands_in_for_accuracy(rows):
+    marked = mark_pareto([scored(rows[0], None, 1.0, 1, fidelity=0.7), scored(rows[0], None, 2.0, 2, fidelity=0.6)])
+    assert [row.pareto for row in marked] == [True, False]
+    assert "fidelity 0.7000 against 0.6000" in marked[1].reason
+    unknown = mark_pareto([scored(rows[0], None, 1.0, 1), scored(rows[0], 0.9, 2.0, 2)])
+    assert [row.pareto for row in unknown] == [None, None]
+    assert "neither" in unknown[0].reason
+
+
+def test_bounds_are_proven_before_anything_runs(images, labels):
+    # Without decay the readout climbs by 127 x 50 x 64 a timestep: fine at T = 2, beyond 2**23 at T = 64.
+    graph = QuantizedGraph(
+        input=QuantizedInput(name="input", shape=(1, 5, 5)),
+        populations=(
+            Population(name="a", shape=(50,), decay_v=4096, vth=1, bias=np.zeros(50, int)),
+            Population(name="out", shape=(3,), bias=np.zeros(3, int)),
+        ),
+        projections=(
+            DenseProjection(name="p", source="input", target="a", weight=np.ones((50, 25), int)),
+            DenseProjection(name="q", source="a", target="out", weight=np.full((3, 50), 127)),
+        ),
+        timesteps=2,
+    )
+    ran = []
+
+    def execute(network, batch):
+        ran.append(network.timesteps)
+        return run_reference(network, batch)
+
+    profile = load_profile("loihi1")
+    with pytest.raises(QuantizationError, match="64 timesteps"):
+        compare_timesteps(graph, images, labels, profile, timesteps=[2, 64], execute=execute)
+    assert ran == []
+    compare_timesteps(graph, images, labels, profile, timesteps=[2], execute=execute)
+    assert ran == [2]
+
+
+def test_progress_counts_all_settings(graph, images):
+    told = []
+    compare_timesteps(
+        graph,
+        images,
+        None,
+        load_profile("loihi1"),
+        timesteps=[1, 2],
+        batch_size=6,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert told == [(6, 24), (12, 24), (18, 24), (24, 24)]
+
+
+@pytest.mark.parametrize("timesteps", [[], [0], [1, 0], [-1], [2, 2], [1.5], [True]])
+def test_impossible_timesteps_are_refused(graph, images, timesteps):
+    with pytest.raises(ConfigError, match="timesteps"):
+        compare_timesteps(graph, images, None, load_profile("loihi1"), timesteps=timesteps)
+
+
+@pytest.mark.parametrize("answers", [[0] * 11, [0.0] * 12, [[0]] * 12])
+def test_teacher_answers_must_fit(graph, images, answers):
+    with pytest.raises(DataError, match="teacher_predictions"):
+        compare_timesteps(
+            graph, images, None, load_profile("loihi1"), timesteps=[1], teacher_predictions=np.array(answers)
+        )
+
+
+def test_the_table_is_json_and_complete(rows):
+    table = json.loads(json.dumps(tabulate_rows(rows), allow_nan=False))
+    assert [row["timesteps"] for row in table] == [4, 1, 2]
+    first = table[0]
+    assert first["ann_macs"] == 777
+    assert first["ann_energy_45nm_int8_arithmetic_j"] == pytest.approx(777 * 0.23e-12)
+    assert first["synops"] == pytest.approx(first["spike_synops"] + first["input_synops"])
+    for quantity in ("latency_first_output_s", "energy_dynamic_j", "energy_static_j", "energy_total_j"):
+        assert first[f"{quantity}_low"] <= first[f"{quantity}_nominal"] <= first[f"{quantity}_high"]
+    expected = first["energy_dynamic_j_nominal"] + first["energy_static_j_nominal"]
+    assert first["energy_total_j_nominal"] == pytest.approx(expected)
+
+
+def test_the_table_as_csv(rows, tmp_path):
+    path = tmp_path / "comparison.csv"
+    write_csv([replace(rows[0], fidelity=None), *rows[1:]], path)
+    with open(path, newline="") as stream:
+        read = list(csv.DictReader(stream))
+    assert [int(row["timesteps"]) for row in read] == [4, 1, 2]
+    assert read[0]["fidelity"] == ""
+    assert float(read[1]["energy_total_j_high"]) == rows[1].cost.energy.total.high
+    assert [file.name for file in tmp_path.iterdir()] == ["comparison.csv"]
+    with pytest.raises(ConfigError, match="rows"):
+        write_csv([], path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactError):
+        write_csv(rows, tmp_path / "file" / "comparison.csv")
+
+
+def test_the_cost_sections_of_the_report_are_json(rows):
+    sections = json.loads(json.dumps(summarize_cost(rows[0].cost), allow_nan=False))
+    assert set(sections) == {"hardware", "latency_s", "energy_j", "ann"}
+    assert {"profile", "cores", "chips", "utilisation"} <= set(sections["hardware"])
+    assert {"dynamic", "static", "total"} <= set(sections["energy_j"])
+    assert set(sections["latency_s"]["first_output"]) == {"nominal", "low", "high"}
+    assert sections["latency_s"]["caveat"] == "neurocore bound, host and I/O excluded"

@@ -1,0 +1,397 @@
+"""The whole flow on a short build of the embedded default."""
+
+import hashlib
+import json
+import math
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+
+from stars_deploy.artifacts import sha256
+from stars_deploy.config import load_config
+from stars_deploy.data import load_dataset
+from stars_deploy.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    FormatError,
+    QuantizationError,
+    StarsDeployError,
+    TargetError,
+    TeacherError,
+    VerificationError,
+)
+from stars_deploy.pipeline import Observer, build, compare_models, export_model, simulate_model, train, verify_model
+from stars_deploy.pipeline.directory import RunDirectory
+from stars_deploy.pipeline.models import open_model
+from stars_deploy.quantized import same_graph
+from stars_deploy.serde import load_graph, load_quantized
+from stars_deploy.targets import TARGETS
+from stars_deploy.targets.netx_reader import read_netx
+from stars_deploy.verification import check_verified
+
+
+def settings(**changes):
+    """A build of a few seconds."""
+    base = {
+        "data": {"name": "digits"},
+        "distill": {"steps": 30, "checkpoint_every": 10},
+        "synthesis": {"warmup_steps": 20, "batch": 64},
+        "calibration_images": 64,
+        "targets": ["netx"],
+        "threads": 1,
+    }
+    return load_config(None, {**base, **changes})
+
+
+class Recorder(Observer):
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+        self.notes = []
+
+    def started(self, name):
+        self.heard.append(name)
+
+    def noted(self, text):
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    out = tmp_path_factory.mktemp("build") / "digits"
+    recorder = Recorder()
+    result = build(settings(), out, observer=recorder)
+    return result, recorder
+
+
+@pytest.fixture
+def copied(built, tmp_path):
+    """A copy of the build that a test may damage."""
+    return shutil.copytree(built[0].directory, tmp_path / "digits")
+
+
+def test_build_reports_what_design_asks_for(built):
+    result, recorder = built
+    report = json.loads((result.directory / "report.json").read_text())
+    assert report == result.report
+    assert set(report) >= {
+        "accuracy", "fidelity", "verification", "counts", "latency_s", "energy_j", "ann", "hardware", "provenance",
+    }  # fmt: skip
+    assert set(report["accuracy"]) >= {"teacher", "student", "quantized", "targets"}
+    assert report["accuracy"]["teacher"] > 0.99
+    assert report["accuracy"]["quantized"] > 0.85
+    assert report["verification"]["netx"]["passed"] and report["verification"]["netx"]["samples"] == 16
+    assert report["verification"]["netx"]["compared_spikes"] > 16 * 4 * 1000
+    assert recorder.heard == ["teacher", "distil", "quantise", "write", "verify", "simulate"]
+    assert list(report["provenance"]["seconds"]) == ["teacher", "distil", "quantise", "write", "verify", "simulate"]
+    assert any("reconstructed from the abstract" in note for note in report["student"]["notes"])
+
+
+def test_report_accuracy_is_that_of_the_artefacts(built):
+    result, _ = built
+    data = load_dataset("digits")
+    graph = read_netx(result.directory / "model.net")
+    from stars_deploy.targets.reference import run_reference
+
+    answers = run_reference(graph, graph.input.quantize(data.images)).classes()
+    assert result.report["accuracy"]["quantized"] == pytest.approx((answers == data.labels).mean())
+    on_samples = result.report["accuracy"]["targets"]["netx"]
+    assert on_samples["samples"] == 16 and 0.5 < on_samples["accuracy"] <= 1
+
+
+def test_manifest_covers_every_file(built):
+    directory = built[0].directory
+    manifest = json.loads((directory / "manifest.json").read_text())
+    files = {path.name for path in directory.iterdir()} - {"manifest.json"}
+    assert set(manifest["files"]) == files
+    assert files == {
+        "config.yaml", "distill.jsonl", "graph.npz", "model.net", "model.npz", "report.json",
+        "student.safetensors", "synthetic.npz",
+    }  # fmt: skip
+    for name, entry in manifest["files"].items():
+        assert entry["sha256"] == hashlib.sha256((directory / name).read_bytes()).hexdigest()
+    assert manifest["versions"]["torch"]
+
+
+def test_energy_interval_is_ordered_and_static_is_separate(built):
+    energy = built[0].report["energy_j"]
+    for part in ("dynamic", "static", "total"):
+        assert 0 < energy[part]["low"] <= energy[part]["nominal"] <= energy[part]["high"]
+    assert math.isclose(
+        energy["total"]["nominal"], energy["dynamic"]["nominal"] + energy["static"]["nominal"], rel_tol=1e-9
+    )
+
+
+def test_config_in_the_folder_builds_the_same(built, tmp_path):
+    directory = built[0].directory
+    again = build(load_config(directory / "config.yaml", {}), tmp_path / "again")
+    for name in ("student.safetensors", "model.npz"):
+        assert sha256(directory / name) == sha256(again.directory / name), name
+
+
+def test_another_seed_gives_another_student(built, tmp_path):
+    other = build(settings(seed=1), tmp_path / "other")
+    assert sha256(other.directory / "student.safetensors") != sha256(built[0].directory / "student.safetensors")
+
+
+class StopsAt(Observer):
+    """Presses Ctrl-C in the middle of distillation."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def advanced(self, done, total, text=""):
+        if done >= self.step:
+            raise KeyboardInterrupt
+
+
+def test_interrupted_build_resumes_to_the_same_bits(built, tmp_path):
+    out = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        build(settings(), out, observer=StopsAt(20))
+    left = {path.name for path in out.iterdir()}
+    assert left == {"config.yaml", "checkpoint.safetensors"}
+    recorder = Recorder()
+    build(settings(), out, resume=True, observer=recorder)
+    assert recorder.notes == ["resumed at step 10 of 30"]
+    assert sha256(out / "student.safetensors") == sha256(built[0].directory / "student.safetensors")
+    assert not (out / "checkpoint.safetensors").exists()
+
+
+def test_resume_skips_a_finished_distillation(copied):
+    before = sha256(copied / "student.safetensors")
+    recorder = Recorder()
+    build(settings(), copied, resume=True, observer=recorder)
+    assert any("skipped" in note for note in recorder.notes)
+    assert sha256(copied / "student.safetensors") == before
+
+
+def test_other_settings_do_not_overwrite(copied):
+    before = {path.name: sha256(path) for path in copied.iterdir()}
+    with pytest.raises(ConfigError, match="--overwrite"):
+        build(settings(timesteps=2), copied)
+    assert {path.name: sha256(path) for path in copied.iterdir()} == before
+    result = build(settings(timesteps=2), copied, overwrite=True)
+    assert result.report["counts"]["timesteps"] == 2
+
+
+def test_resume_needs_a_build(tmp_path):
+    with pytest.raises(ConfigError, match="holds no build"):
+        build(settings(), tmp_path / "nothing", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"targets": ["gpu"]}, TargetError),
+        ({"hardware": "loihi9"}, ConfigError),
+        ({"teacher": {"spec": "nowhere:factory"}}, TeacherError),
+        ({"student": {"spec": "resnet"}}, ConfigError),
+        ({"data": {"name": "imagenet"}}, DataError),
+    ],
+)
+def test_wrong_input_is_refused_and_nothing_is_written(tmp_path, changes, error):
+    out = tmp_path / "out"
+    with pytest.raises(error):
+        build(settings(**changes), out)
+    assert not out.exists() or {path.name for path in out.iterdir()} <= {"config.yaml"}
+
+
+def test_evaluation_set_must_fit_before_anything_is_distilled(tmp_path):
+    images = np.zeros((4, 1, 9, 8), np.uint8)
+    np.savez(tmp_path / "shape.npz", x_test=images, y_test=np.arange(4))
+    with pytest.raises(DataError, match=r"\(1, 8, 8\)"):
+        build(settings(data={"name": str(tmp_path / "shape.npz")}), tmp_path / "out")
+    np.savez(tmp_path / "classes.npz", x_test=images[:, :, :8], y_test=np.arange(4))
+    with pytest.raises(DataError, match="4 classes"):
+        build(settings(data={"name": str(tmp_path / "classes.npz")}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_build_without_evaluation_set_has_nulls_and_fidelity(tmp_path):
+    report = build(settings(data={"name": None}, distill={"steps": 10}), tmp_path / "blind").report
+    assert report["accuracy"]["teacher"] is None and report["accuracy"]["quantized"] is None
+    assert report["evaluation"]["data"] is None
+    assert 0 < report["fidelity"]["quantized"] <= 1
+
+
+def test_scratch_student_builds(tmp_path):
+    report = build(settings(student={"spec": "vgg:8-8", "decay": 0.5}, method="bn"), tmp_path / "vgg").report
+    assert report["verification"]["netx"]["passed"]
+    assert len(report["counts"]["per_layer"]) == 3
+    assert not any("inherits" in note for note in report["student"]["notes"])
+
+
+def test_open_model_refuses_what_it_is_not(built, tmp_path):
+    with pytest.raises(ArtifactError, match="holds no model"):
+        open_model(tmp_path)
+    with pytest.raises(ArtifactError, match="does not exist"):
+        open_model(tmp_path / "missing.net")
+    (tmp_path / "model.txt").write_text("x")
+    with pytest.raises(ArtifactError, match=r"\.txt"):
+        open_model(tmp_path / "model.txt")
+
+
+def test_export_of_the_student_gives_the_build_s_integers(built, tmp_path):
+    directory = built[0].directory
+    result = export_model(directory / "student.safetensors", ["netx"], tmp_path / "exported")
+    assert result.calibrated_on.startswith("synthetic images")
+    exported = load_quantized(tmp_path / "exported" / "model.npz")
+    assert same_graph(exported, load_quantized(directory / "model.npz")) == ""
+    assert all(item.passed for item in result.verifications)
+
+
+def test_export_of_a_lone_student_says_that_it_calibrates_on_noise(built, tmp_path):
+    shutil.copy(built[0].directory / "student.safetensors", tmp_path / "student.safetensors")
+    result = export_model(tmp_path / "student.safetensors", ["netx"], tmp_path / "exported", bits=6, timesteps=3)
+    assert "noise" in result.calibrated_on
+    graph = load_quantized(tmp_path / "exported" / "model.npz")
+    assert graph.timesteps == 3 and graph.projections[0].precision.bits == 6
+    assert max(abs(projection.weight).max() for projection in graph.projections) in (31, 32)
+
+
+def test_export_of_a_net_keeps_its_integers(built, tmp_path):
+    directory = built[0].directory
+    export_model(directory / "model.net", ["netx"], tmp_path / "exported")
+    assert same_graph(read_netx(tmp_path / "exported" / "model.net"), load_quantized(directory / "model.npz")) == ""
+
+
+def test_export_needs_a_target(built, tmp_path):
+    with pytest.raises(ConfigError, match="--target"):
+        export_model(built[0].directory, [], tmp_path / "exported")
+
+
+def test_simulation_of_folder_and_file_agree_with_the_report(built):
+    directory, report = built[0].directory, built[0].report
+    folder = simulate_model(directory)
+    file = simulate_model(directory / "model.net", data="digits")
+    for result in (folder, file):
+        assert result.summary["accuracy"] == report["accuracy"]["quantized"]
+        assert result.summary["counts"]["per_inference"] == report["counts"]["per_inference"]
+    assert json.loads(json.dumps(folder.summary["energy_j"])) == report["energy_j"]
+
+
+def test_simulation_without_data_counts_on_noise(built, tmp_path):
+    shutil.copy(built[0].directory / "model.net", tmp_path / "model.net")
+    summary = simulate_model(tmp_path / "model.net").summary
+    assert summary["accuracy"] is None and summary["data"] == "noise" and summary["counts"]["per_inference"]["spikes"] > 0
+
+
+def test_simulation_engine_must_exist(built):
+    with pytest.raises(ConfigError, match="reference"):
+        simulate_model(built[0].directory, engine="gpu")
+
+
+@pytest.mark.skipif(TARGETS["lava"].availability().ok, reason="Lava is installed")
+def test_lava_engine_says_how_to_get_it(built):
+    with pytest.raises(TargetError, match=r"3\.10"):
+        simulate_model(built[0].directory, engine="lava")
+    with pytest.raises(VerificationError, match=r"3\.10"):
+        verify_model(built[0].directory, ["lava"])
+
+
+@pytest.mark.lava
+@pytest.mark.skipif(not TARGETS["lava"].availability().ok, reason="needs Lava (Python 3.10, [lava])")
+def test_lava_agrees_with_the_built_network_in_every_spike(built):
+    (result,) = verify_model(built[0].directory, ["lava"])
+    assert result.passed and result.samples == 16
+    assert result.compared_spikes == built[0].report["verification"]["netx"]["compared_spikes"]
+    simulated = simulate_model(built[0].directory, engine="lava", limit=3)
+    expected = simulate_model(built[0].directory, limit=3)
+    assert simulated.summary["counts"] == expected.summary["counts"]
+    assert simulated.summary["accuracy"] == expected.summary["accuracy"]
+
+
+def test_compare_has_a_row_a_setting_and_marks_the_best(built):
+    rows = compare_models([built[0].directory], timesteps=(1, 2, 4), limit=100)
+    assert [row.evaluation.timesteps for row in rows] == [1, 2, 4]
+    energies = [row.cost.energy.total.nominal for row in rows]
+    assert energies == sorted(energies)
+    assert rows[0].pareto and any(row.pareto for row in rows)
+    again = simulate_model(built[0].directory, limit=100)
+    assert rows[2].evaluation.totals() == again.evaluation.totals()
+
+
+def test_compare_marks_the_best_over_all_models(built, copied):
+    rows = compare_models([built[0].directory, copied], timesteps=(1, 4), limit=50)
+    assert len(rows) == 4
+    for one, other in zip(rows[:2], rows[2:], strict=True):
+        assert one.pareto == other.pareto  # the same network twice: equal rows share their verdict
+
+
+def test_compare_needs_models_and_data(built, tmp_path):
+    with pytest.raises(ConfigError, match="none given"):
+        compare_models([])
+    with pytest.raises(DataError, match="--data"):
+        compare_models([built[0].directory / "model.net"])
+
+
+def test_a_file_alone_is_refused_where_it_would_overflow(built):
+    with pytest.raises(QuantizationError, match="24-bit"):
+        open_model(built[0].directory / "model.net").at_timesteps(4000)
+
+
+def test_verify_names_the_layer_that_was_changed(copied):
+    with h5py.File(copied / "model.net", "r+") as file:
+        weight = file["layer/2/weight"]
+        weight[0] = -weight[0][()]
+    results = verify_model(copied, ["netx"])
+    with pytest.raises(VerificationError, match=r"layer lif2, timestep"):
+        check_verified(results)
+    assert results[0].mismatches > 0 and not results[0].passed
+
+
+def test_verify_needs_two_samples(built):
+    with pytest.raises(ConfigError, match="--samples"):
+        verify_model(built[0].directory, samples=1)
+
+
+@pytest.mark.parametrize("name", ["model.npz", "synthetic.npz", "graph.npz", "model.net", "student.safetensors"])
+def test_truncated_artefacts_are_named(copied, name):
+    path = copied / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(StarsDeployError, match=name):
+        if name == "model.npz":
+            load_graph(path)
+        elif name == "student.safetensors":
+            export_model(path, ["netx"], copied / "out")
+        elif name == "model.net":
+            verify_model(copied, ["netx"])
+        else:
+            simulate_model(copied, timesteps=2)
+
+
+def test_git_lfs_pointer_is_named(copied):
+    (copied / "model.net").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(StarsDeployError, match="git lfs pull"):
+        verify_model(copied, ["netx"])
+
+
+def test_float_graph_in_place_of_the_integers_is_refused(copied):
+    shutil.copy(copied / "graph.npz", copied / "model.npz")
+    with pytest.raises(FormatError, match="QuantizedGraph"):
+        simulate_model(copied)
+
+
+def test_images_of_a_run_directory_round_trip(built):
+    images = RunDirectory(built[0].directory).images()
+    assert images.calibration.dtype == np.uint8 and images.calibration.shape == (64, 1, 8, 8)
+    assert len(np.unique(images.held_out.reshape(64, -1), axis=0)) > 32
+    assert images.teacher_classes.shape == (64,)
+
+
+def test_teacher_is_trained_stored_and_distillable(tmp_path):
+    out = tmp_path / "teacher.safetensors"
+    result = train("digits", "vgg:8-8", out, epochs=15, shift=1, threads=1)
+    assert result["test_accuracy"] > 0.9 and result["input_shape"] == [1, 8, 8]
+    report = build(settings(teacher={"spec": str(out)}, distill={"steps": 10}), tmp_path / "build").report
+    assert report["accuracy"]["teacher"] == result["test_accuracy"]
+
+
+def test_teacher_file_must_be_safetensors(tmp_path):
+    with pytest.raises(ConfigError, match=r"\.safetensors"):
+        train("digits", "vgg:8", tmp_path / "teacher.pt")

@@ -1,0 +1,276 @@
+"""Float layers to integers: ranges, scales, fidelity, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stars_deploy.errors import QuantizationError
+from stars_deploy.export.bounds import prove_bounds
+from stars_deploy.export.execution import run_float
+from stars_deploy.export.quantization import append_layer, float_layers, quantize_graph, quantized_input
+from stars_deploy.graph import LIF, BatchNorm, Conv2d, Input, Integrator, Linear, Normalize, SpikingGraph
+from stars_deploy.quantized import VTH_NEVER, same_graph
+from stars_deploy.targets.reference import run_reference
+
+SHAPE = (2, 7, 6)
+
+
+def chained(nodes, timesteps=4):
+    edges = tuple((one.name, other.name) for one, other in itertools.pairwise(nodes))
+    return SpikingGraph(nodes=tuple(nodes), edges=edges, timesteps=timesteps, labels=("a", "b", "c"))
+
+
+def network(seed=0, timesteps=4, spread=1.0, bias=0.3, groups=1, tau=5e-3):
+    """Conv with a bias per neuron, LIF, dense, LIF, dense readout; rates near a fifth."""
+    rng = np.random.default_rng(seed)
+    conv = Conv2d(name="conv", weight=spread * rng.normal(0, 1 / 3, (4, 2 // groups, 3, 3)),
+                  bias=rng.normal(bias, 0.2, (4, 4, 6)), stride=(2, 1), padding=(1, 1), groups=groups)  # fmt: skip
+    dense = Linear(name="dense", weight=rng.normal(0, 0.3, (20, 96)), bias=rng.normal(bias, 0.1, 20))
+    last = Linear(name="last", weight=rng.normal(size=(3, 20)), bias=rng.normal(size=3))
+    gain = {"tau_mem": tau, "r": tau / 1e-3}
+    return chained([Input(name="image", shape=SHAPE), conv, LIF(name="lif1", **gain), dense,
+                    LIF(name="lif2", v_threshold=0.8, **gain), last, Integrator(name="readout", r=1e3)],
+                   timesteps)  # fmt: skip
+
+
+def changed(graph, **nodes):
+    """The graph with the fields in ``nodes[name]`` replaced."""
+    return graph.with_nodes(
+        tuple(replace(node, **nodes[node.name]) if node.name in nodes else node for node in graph.nodes), graph.edges
+    )
+
+
+def images(samples=60):
+    rng = np.random.default_rng(8)
+    return rng.random((samples, *SHAPE)) * rng.uniform(0.1, 1, (samples, 1, 1, 1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    bits=st.integers(2, 8),
+    input_bits=st.integers(1, 8),
+    timesteps=st.integers(1, 9),
+    spread=st.sampled_from([0.1, 1.0, 30.0]),
+    bias=st.sampled_from([-0.5, 0.3, 3.0]),
+    groups=st.sampled_from([1, 2]),
+    tau=st.sampled_from([1e-3, 2.3e-3, 1.0]),
+    share=st.sampled_from([1.0, 0.75, 0.3]),
+)
+def test_integers_are_the_rounded_floats_and_the_proof_holds(
+    seed, bits, input_bits, timesteps, spread, bias, groups, tau, share
+):
+    graph = network(seed, timesteps, spread, bias, groups, tau)
+    shares = dict.fromkeys(("lif1", "lif2", "readout"), share)
+    quantized = quantize_graph(graph, bits, input_bits, shares)
+    assert max(bounds.utilization for bounds in prove_bounds(quantized).values()) <= 1
+    assert quantized.input.precision.bits == input_bits
+    assert quantized.input.scale == 2**input_bits - 1
+    assert quantized.labels == graph.labels
+    for layer, projection, population in zip(
+        float_layers(graph), quantized.projections, quantized.populations, strict=True
+    ):
+        steps = layer.weight * population.scale
+        if projection.source == "image":
+            steps = steps / quantized.input.scale
+        low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        assert low <= projection.weight.min() <= projection.weight.max() <= high
+        assert projection.weight.any()
+        np.testing.assert_allclose(projection.weight, np.clip(steps, low, high), atol=0.5 + 1e-9)
+        np.testing.assert_allclose(population.bias, layer.bias * population.scale, atol=0.5 + 1e-9)
+        # No weight saturates beyond the share that was asked for.
+        assert np.abs(steps).max() <= high / share * (1 + 1e-9)
+        if isinstance(layer.neuron, LIF):
+            assert abs(population.vth - layer.neuron.v_threshold * population.scale) <= 0.5
+            assert abs(population.decay_v - 4096 * 1e-3 / tau) <= 0.5
+            assert 1 <= population.vth < VTH_NEVER
+        else:
+            assert (population.vth, population.decay_v) == (VTH_NEVER, 0)
+        assert population.decay_u == 4096
+
+
+def test_eight_bits_fire_and_decide_as_the_float_graph_does():
+    graph = network()
+    quantized = quantize_graph(graph, 8, 8)
+    record, reference = run_float(graph, images()), run_reference(quantized, quantized.input.quantize(images()))
+    for name in ("lif1", "lif2"):
+        assert 0.05 < record.rate(name) < 0.6
+        assert np.mean(reference.spikes[name] != record.values[name]) < 0.02
+    assert len(set(record.logits.argmax(1).tolist())) > 1
+    assert np.mean(reference.classes() == record.logits.argmax(1)) >= 0.95
+    error = np.abs(reference.potential / 64 / quantized.output.scale / graph.timesteps - record.logits)
+    assert np.median(error) < 0.05
+
+
+def test_fewer_bits_cost_fidelity():
+    graph = network()
+    record = run_float(graph, images())
+    errors = []
+    for bits in (8, 5, 3):
+        quantized = quantize_graph(graph, bits, 8)
+        reference = run_reference(quantized, quantized.input.quantize(images()))
+        errors.append(np.mean(reference.spikes["lif1"] != record.values["lif1"]))
+    assert errors[0] < errors[1] < errors[2]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 8), st.sampled_from([2.0**-20, 0.5, 2.0, 2.0**30]))
+def test_the_unit_of_a_layer_does_not_matter(seed, bits, factor):
+    graph = network(seed)
+    conv, lif = graph.node("conv"), graph.node("lif1")
+    scaled = changed(graph, conv={"weight": factor * conv.weight, "bias": factor * conv.bias},
+                     lif1={"v_threshold": factor * lif.v_threshold})  # fmt: skip
+    assert same_graph(quantize_graph(graph, bits, 7), quantize_graph(scaled, bits, 7)) == ""
+    # The gain of a neuron and the weights before it are one factor.
+    moved = changed(graph, conv={"weight": factor * conv.weight, "bias": factor * conv.bias},
+                    lif1={"r": lif.r / factor})  # fmt: skip
+    assert same_graph(quantize_graph(graph, bits, 7), quantize_graph(moved, bits, 7)) == ""
+
+
+def test_a_layer_ten_times_as_large_has_the_same_integers():
+    graph = network()
+    conv = graph.node("conv")
+    scaled = changed(graph, conv={"weight": 10 * conv.weight, "bias": 10 * conv.bias}, lif1={"v_threshold": 10.0})
+    assert same_graph(quantize_graph(graph, 8, 8), quantize_graph(scaled, 8, 8)) == ""
+    # Without the threshold it is another network.
+    other = changed(graph, conv={"weight": 10 * conv.weight, "bias": 10 * conv.bias})
+    assert same_graph(quantize_graph(graph, 8, 8), quantize_graph(other, 8, 8)) != ""
+
+
+def test_weights_round_to_the_nearest_even():
+    nodes = [Input(name="image", shape=(1, 1, 5)),
+             Linear(name="dense", weight=np.array([[7.0, 0.5, 1.5, 2.5, -2.5]]), bias=np.array([0.0])),
+             Integrator(name="out", r=1e3)]  # fmt: skip
+    assert quantize_graph(chained(nodes), 4, 1).projections[0].weight.tolist() == [[7, 0, 2, 2, -2]]
+
+
+def test_large_biases_and_thresholds_limit_the_scale_of_the_weights():
+    graph = network()
+    plain = quantize_graph(graph, 8, 8)
+    for nodes, limit in (
+        ({"conv": {"bias": np.full((4, 4, 6), -500.0)}}, lambda p: np.abs(p.bias).max() == 2**15 - 1),
+        ({"lif2": {"v_threshold": 1e5}}, lambda p: p.vth == VTH_NEVER - 1),
+    ):
+        name = "lif1" if "conv" in nodes else "lif2"
+        quantized = quantize_graph(changed(graph, **nodes), 8, 8)
+        assert limit(quantized.population(name))
+        index = [p.name for p in quantized.populations].index(name)
+        assert 1 <= np.abs(quantized.projections[index].weight).max() < 127
+        assert np.abs(plain.projections[index].weight).max() == 127
+
+
+def test_the_readout_accumulates_so_more_timesteps_leave_it_smaller_weights():
+    largest = [np.abs(quantize_graph(network(timesteps=t), 8, 8).projections[-1].weight).max() for t in (4, 400, 1600)]
+    assert largest[0] == 127
+    assert largest[1] > largest[2] > 0
+
+
+def test_equal_weights_that_all_saturate_still_find_a_scale():
+    # All weights are at the limit, so that a smaller scale does not lower the accumulator at first.
+    nodes = [Input(name="image", shape=(1, 1, 20)), Linear(name="dense", weight=np.ones((1, 20)), bias=np.zeros(1)),
+             Integrator(name="out", r=1e3)]  # fmt: skip
+    graph = chained(nodes, timesteps=3)
+    quantized = quantize_graph(graph, 8, 5, {"out": 0.5})  # 20 * 127 * 31 * 3 = 236,220 > 2**17
+    bounds = prove_bounds(quantized)["out"]
+    assert 0.8 < bounds.utilization <= 1
+    assert quantized.projections[0].weight.max() < 127
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1, 8), "bits: 1"),
+        ((9, 8), "bits: 9"),
+        ((8, 0), "precision"),
+        ((8, 9), "image.precision"),
+        ((8, 8, {"lif2": 0.0}), "lif2, share: 0"),
+        ((8, 8, {"lif2": 1.5}), "lif2, share: 1.5"),
+    ],
+)
+def test_options_out_of_range_are_refused(arguments, message):
+    with pytest.raises(QuantizationError, match=message):
+        quantize_graph(network(), *arguments)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ({"image": {"low": -1.0}}, "image: pixels from -1.0 to 1.0"),
+        ({"image": {"high": 0.0}}, "image: pixels from 0.0 to 0.0"),
+        ({"dense": {"weight": np.zeros((20, 96))}}, "dense: all weights are 0"),
+        ({"lif1": {"v_leak": 0.1}}, "lif1: v_leak 0.1"),
+        ({"lif1": {"v_reset": -0.1}}, "lif1: .* v_reset -0.1"),
+        ({"lif2": {"tau_mem": 0.9e-3}}, "lif2.tau_mem: 0.0009 s"),
+        ({"lif2": {"v_threshold": 1e-4}}, "lif2: its weights, bias and accumulator leave .* steps for its threshold"),
+        ({"last": {"bias": np.array([1e6, 0, 0])}}, "last: its largest weight is .* steps, so that all round to 0"),
+    ],
+)
+def test_values_that_do_not_fit_the_chip_are_refused(nodes, message):
+    with pytest.raises(QuantizationError, match=message):
+        quantize_graph(changed(network(), **nodes), 8, 8)
+
+
+def test_a_readout_of_too_many_timesteps_is_refused():
+    graph = changed(network(timesteps=2000), last={"bias": np.array([5.0, 1, 1]), "weight": np.full((3, 20), 0.01)})
+    with pytest.raises(QuantizationError, match="last: its largest weight"):
+        quantize_graph(graph, 8, 8)
+
+
+def test_an_own_call_of_append_layer_ends_with_the_same_layer():
+    graph = network()
+    incoming, layer = quantized_input(graph, 6), float_layers(graph)[0]
+    first = append_layer(None, incoming, layer, 5, 0.7, graph.timesteps)
+    whole = quantize_graph(graph, 5, 6, {"lif1": 0.7})
+    assert np.array_equal(first.projections[0].weight, whole.projections[0].weight)
+    assert first.output.vth == whole.populations[0].vth
+
+
+IMAGE = Input(name="image", shape=(2, 4, 4))
+
+
+def pointwise(name):
+    return Conv2d(name=name, weight=np.ones((2, 2, 1, 1)), bias=np.zeros(2))
+
+
+def lif(name):
+    return LIF(name=name, tau_mem=2e-3)
+
+
+NORM = BatchNorm(name="norm", gamma=np.ones(2), beta=np.zeros(2), mean=np.zeros(2), var=np.ones(2))
+SHIFT = Normalize(name="shift", mean=np.zeros(2), std=np.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "edges", "message"),
+    [
+        ([IMAGE, SHIFT, pointwise("a"), lif("x")], None, "shift: a Normalize.*lower the graph first"),
+        ([IMAGE, pointwise("a"), NORM, lif("x")], None, "norm: a BatchNorm.*lower the graph first"),
+        ([IMAGE, lif("x")], None, r"x: is fed by image \(Input\); allowed: one Conv2d or Linear"),
+        ([IMAGE, pointwise("a"), pointwise("b"), lif("x")], None, r"b: is fed by a \(Conv2d\); allowed: one input or LIF"),
+        ([IMAGE, pointwise("a"), Integrator(name="x"), pointwise("b"), lif("y")], None, r"b: is fed by x \(Integrator\)"),
+        ([IMAGE, pointwise("a"), lif("x"), pointwise("b")], None, "graph: ends in b"),
+        ([IMAGE, pointwise("a")], None, "graph: ends in a"),
+        ([IMAGE], None, "graph: ends in image"),
+        ([IMAGE, pointwise("a"), pointwise("b"), lif("x")],
+         "image>a image>b a>x b>x", r"x: is fed by a \(Conv2d\), b \(Conv2d\)"),
+        ([IMAGE, pointwise("a"), pointwise("b"), pointwise("c"), lif("x"), lif("y"), lif("z")],
+         "image>a image>b a>x b>y x>c y>c c>z", r"c: is fed by x \(LIF\), y \(LIF\); allowed: one input or LIF"),
+        ([IMAGE, pointwise("a"), lif("x"), lif("y")], "image>a a>x a>y", "a: feeds x, y; allowed: one population"),
+        ([IMAGE, pointwise("a"), pointwise("b"), lif("x"), lif("y")],
+         "image>a image>b a>x b>y", "graph: ends in x, y; allowed: one population"),
+    ],
+)  # fmt: skip
+def test_graphs_that_are_not_layers_are_refused_by_name(nodes, edges, message):
+    if edges is None:
+        graph = chained(nodes)
+    else:
+        pairs = tuple(tuple(edge.split(">")) for edge in edges.split())
+        graph = SpikingGraph(nodes=tuple(nodes), edges=pairs)
+    with pytest.raises(QuantizationError, match=message):
+        quantize_graph(graph, 8, 8)
