@@ -37,8 +37,8 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.close(handle)
         draft = Path(name)
         yield draft
-        os.chmod(draft, 0o644)
-        os.replace(draft, final)
+        draft.chmod(0o644)
+        draft.replace(final)
     except OSError as error:
         if error.errno is None:  # not from the file system: h5py and others raise OSError for bad content
             raise

@@ -3,39 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
-from stars_deploy import __version__
 from stars_deploy.config import BuildConfig, load_config
-from stars_deploy.console import LOG, ProgressBars, output, print_error, print_json
-from stars_deploy.errors import ConfigError, StarsDeployError
+from stars_deploy.console import output, print_json
+from stars_deploy.options import Data, Hardware, Json, Limit, Root, Verbose, Version, numbers, reported
 
 app = typer.Typer(
-    name="stars-deploy", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    name="stars-deploy", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]},
     help="Distil an ANN into a spiking student without data, quantise it to Loihi integers, verify and cost it.",
     epilog="Start with: stars-deploy build --target lava",
 )  # fmt: skip
-
-def _print_version(asked: bool) -> None:
-    if asked:
-        print(f"stars-deploy {__version__}")
-        raise typer.Exit
-
-
-Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, nothing else.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show the traceback of an error.")]
-Data = Annotated[Optional[str], typer.Option("--dataset", "--data", help="Evaluation set: digits, fashion-mnist, "
-                 "mnist, kmnist, cifar10, cifar100, folder, or a file .npz.")]  # fmt: skip
-Root = Annotated[Optional[str], typer.Option(help="Folder of the data set; nothing is downloaded.")]
-Limit = Annotated[Optional[int], typer.Option(help="Use only the first images of the evaluation set.")]
-Hardware = Annotated[str, typer.Option(help="Chip profile: loihi1, loihi2, or a YAML file.")]
 
 
 @app.callback()
@@ -43,59 +25,35 @@ def _root(version: Version = False) -> None:
     """Only here so that ``stars-deploy --version`` works without a command."""
 
 
-@contextmanager
-def _reported(as_json: bool, verbose: bool) -> Iterator[ProgressBars]:
-    """Run a command with progress bars, and end it with a message and an exit code instead of a traceback."""
-    try:
-        with ProgressBars().shown() as bars:
-            yield bars
-    except StarsDeployError as error:
-        if verbose:
-            LOG.print_exception()
-        print_error(error, as_json)
-        raise typer.Exit(error.exit_code) from error
-    except KeyboardInterrupt as error:
-        stopped = StarsDeployError(
-            "interrupted", "stopped by the user", "",
-            "nothing half-written was left; go on with the same command and --resume",
-        )  # fmt: skip
-        print_error(stopped, as_json)
-        raise typer.Exit(stopped.exit_code) from error
-
-
-def _numbers(text: str | None, option: str, kind: Callable[[str], Any]) -> tuple[Any, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(option, text, "numbers with commas between them, for example 1,28,28") from error
-
-
 @app.command(epilog="Example: stars-deploy build --teacher runs/teacher.safetensors --dataset fashion-mnist "
              "--root DATA --target lava --out runs/fashion")  # fmt: skip
 def build(
-    target: Annotated[Optional[list[str]], typer.Option(help="What to write: lava, netx. Repeat for several.")] = None,
-    teacher: Annotated[Optional[str], typer.Option(help="digits, vgg:16-32-64, package.module:factory, "
-                       "file.py:factory, torchvision:NAME, or a .safetensors of `stars-deploy teacher`.")] = None,
-    weights: Annotated[Optional[str], typer.Option(help="Weights: .safetensors, or a torch state dict.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="What to write: lava, netx. Repeat for several.")] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="digits, vgg:16-32-64, package.module:factory, "
+            "file.py:factory, torchvision:NAME, or a .safetensors of `stars-deploy teacher`."
+        ),
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Weights: .safetensors, or a torch state dict.")] = None,
     trust_weights: Annotated[bool, typer.Option(help="Load a torch file although torch is older than 2.6.")] = False,
-    input_shape: Annotated[Optional[str], typer.Option(help="channels,height,width of the teacher's input.")] = None,
-    mean: Annotated[Optional[str], typer.Option(help="Input normalisation, one value a channel.")] = None,
-    std: Annotated[Optional[str], typer.Option(help="Input normalisation, one value a channel.")] = None,
-    student: Annotated[Optional[str], typer.Option(help="inherit, or vgg:16-32-64.")] = None,
+    input_shape: Annotated[str | None, typer.Option(help="channels,height,width of the teacher's input.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Input normalisation, one value a channel.")] = None,
+    std: Annotated[str | None, typer.Option(help="Input normalisation, one value a channel.")] = None,
+    student: Annotated[str | None, typer.Option(help="inherit, or vgg:16-32-64.")] = None,
     dataset: Data = None,
     root: Root = None,
     limit: Limit = None,
-    method: Annotated[Optional[str], typer.Option(help="stars or bn: the objectives of synthesis.")] = None,
-    timesteps: Annotated[Optional[int], typer.Option(help="Timesteps for one inference (T) [default: 4].")] = None,
-    bits: Annotated[Optional[int], typer.Option(help="Weight bits, 2 to 8 [default: 8].")] = None,
-    steps: Annotated[Optional[int], typer.Option(help="Distillation steps.")] = None,
-    hardware: Annotated[Optional[str], typer.Option(help="loihi1, loihi2 or a YAML profile.")] = None,
-    config: Annotated[Optional[Path], typer.Option(help="YAML settings; options win over them.")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="Run directory [default: runs/TEACHER-METHOD-tT].")] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Seed of everything random [default: 0].")] = None,
-    threads: Annotated[Optional[int], typer.Option(help="Threads of torch [default: all cores].")] = None,
+    method: Annotated[str | None, typer.Option(help="stars or bn: the objectives of synthesis.")] = None,
+    timesteps: Annotated[int | None, typer.Option(help="Timesteps for one inference (T) [default: 4].")] = None,
+    bits: Annotated[int | None, typer.Option(help="Weight bits, 2 to 8 [default: 8].")] = None,
+    steps: Annotated[int | None, typer.Option(help="Distillation steps.")] = None,
+    hardware: Annotated[str | None, typer.Option(help="loihi1, loihi2 or a YAML profile.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML settings; options win over them.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory [default: runs/TEACHER-METHOD-tT].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random [default: 0].")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch [default: all cores].")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted build.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a build of other settings.")] = False,
     json: Json = False,
@@ -106,12 +64,12 @@ def build(
 
     With nothing but --target lava it distils the digits classifier that ships with the package.
     """
-    with _reported(json, verbose) as bars:
+    with reported(json, verbose) as bars:
         overrides = {
             "teacher": {
                 "spec": teacher, "weights": weights, "trust_weights": trust_weights or None,
-                "input_shape": _numbers(input_shape, "--input-shape", int),
-                "mean": _numbers(mean, "--mean", float), "std": _numbers(std, "--std", float),
+                "input_shape": numbers(input_shape, "--input-shape", int),
+                "mean": numbers(mean, "--mean", float), "std": numbers(std, "--std", float),
             },
             "data": {"name": dataset, "root": root, "limit": limit},
             "student": {"spec": student}, "distill": {"steps": steps},
@@ -138,12 +96,14 @@ def _default_folder(settings: BuildConfig) -> Path:
     return Path("runs") / f"{name.replace(':', '-').replace('/', '-')}-{settings.method}-t{settings.timesteps}"
 
 
-@app.command(epilog="Example: stars-deploy export runs/digits-stars-t4/student.safetensors --target netx --out exported")
+@app.command(
+    epilog="Example: stars-deploy export runs/digits-stars-t4/student.safetensors --target netx --out exported"
+)
 def export(
     model: Annotated[Path, typer.Argument(help="student.safetensors, a built directory, model.npz or .net.")],
     target: Annotated[list[str], typer.Option(help="lava, netx. Repeat for several.")],
     out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("exported"),
-    timesteps: Annotated[Optional[int], typer.Option(help="Timesteps, in place of the model's own.")] = None,
+    timesteps: Annotated[int | None, typer.Option(help="Timesteps, in place of the model's own.")] = None,
     bits: Annotated[int, typer.Option(help="Weight bits of a student, 2 to 8.")] = 8,
     input_bits: Annotated[int, typer.Option(help="Most bits of the image, 1 to 8.")] = 8,
     json: Json = False,
@@ -151,12 +111,10 @@ def export(
     version: Version = False,
 ) -> None:
     """Quantise, write and verify what exists already, without distilling."""
-    with _reported(json, verbose) as bars:
+    with reported(json, verbose) as bars:
         from stars_deploy.pipeline.exporting import export_model
 
-        result = export_model(
-            model, target, out, timesteps=timesteps, bits=bits, input_bits=input_bits, observer=bars
-        )
+        result = export_model(model, target, out, timesteps=timesteps, bits=bits, input_bits=input_bits, observer=bars)
     from stars_deploy.report import summarize_verification
 
     verified = {item.target: summarize_verification(item, "export") for item in result.verifications}
@@ -176,7 +134,7 @@ def simulate(
     dataset: Data = None,
     root: Root = None,
     limit: Limit = None,
-    timesteps: Annotated[Optional[int], typer.Option(help="Timesteps, in place of the model's own.")] = None,
+    timesteps: Annotated[int | None, typer.Option(help="Timesteps, in place of the model's own.")] = None,
     hardware: Hardware = "loihi2",
     engine: Annotated[str, typer.Option(help="reference, or lava (Lava itself, slow).")] = "reference",
     json: Json = False,
@@ -184,7 +142,7 @@ def simulate(
     version: Version = False,
 ) -> None:
     """Run a network as the chip would: accuracy, spikes, synaptic operations, latency, energy."""
-    with _reported(json, verbose) as bars:
+    with reported(json, verbose) as bars:
         from stars_deploy.pipeline.measuring import simulate_model
 
         result = simulate_model(
@@ -214,18 +172,18 @@ def compare(
     root: Root = None,
     limit: Limit = None,
     hardware: Hardware = "loihi2",
-    csv: Annotated[Optional[Path], typer.Option(help="Write the table there as well.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the table there as well.")] = None,
     json: Json = False,
     verbose: Verbose = False,
     version: Version = False,
 ) -> None:
     """One row a setting: accuracy beside spikes, synops, latency and energy, the Pareto-best marked."""
-    with _reported(json, verbose) as bars:
+    with reported(json, verbose) as bars:
         from stars_deploy.comparison import tabulate_rows, write_csv
         from stars_deploy.pipeline.measuring import compare_models
 
         rows = compare_models(
-            models, timesteps=_numbers(timesteps, "--timesteps", int) or (), data=dataset, root=root, limit=limit,
+            models, timesteps=numbers(timesteps, "--timesteps", int) or (), data=dataset, root=root, limit=limit,
             hardware=hardware, observer=bars,
         )  # fmt: skip
         if csv is not None:
@@ -242,7 +200,7 @@ def compare(
 @app.command(epilog="Example: stars-deploy verify runs/digits-stars-t4 --against netx,lava")
 def verify(
     model: Annotated[Path, typer.Argument(help="A built directory or a .net file.")],
-    against: Annotated[Optional[str], typer.Option(help="Targets [default: all that run here].")] = None,
+    against: Annotated[str | None, typer.Option(help="Targets [default: all that run here].")] = None,
     dataset: Data = None,
     root: Root = None,
     samples: Annotated[int, typer.Option(help="Distinct images to compare on.")] = 16,
@@ -251,7 +209,7 @@ def verify(
     version: Version = False,
 ) -> None:
     """Read back, execute and compare spike for spike; exit 1 on any difference, naming where."""
-    with _reported(json, verbose) as bars:
+    with reported(json, verbose) as bars:
         from stars_deploy.pipeline.measuring import verify_model
         from stars_deploy.report import summarize_verification
         from stars_deploy.verification import check_verified
@@ -281,13 +239,13 @@ def teacher(
     flip: Annotated[bool, typer.Option("--flip", help="Train on mirrored images as well.")] = False,
     shift: Annotated[int, typer.Option(min=0, help="Train on images moved by up to so many pixels.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
-    threads: Annotated[Optional[int], typer.Option(min=1, help="Threads of torch [default: all cores].")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch [default: all cores].")] = None,
     json: Json = False,
     verbose: Verbose = False,
     version: Version = False,
 ) -> None:
     """Train a conv-BN teacher on real data, for examples, benchmarks and the embedded default."""
-    with _reported(json, verbose) as bars:
+    with reported(json, verbose) as bars:
         from stars_deploy.pipeline.teaching import train
 
         result = train(
@@ -307,7 +265,7 @@ def targets(json: Json = False, verbose: Verbose = False, version: Version = Fal
     from stars_deploy.console import table
     from stars_deploy.targets import TARGETS
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, target in TARGETS.items():
         available = target.availability()
         rows.append({"target": name, "file": target.filename, "runs_here": available.ok, "reason": available.reason,

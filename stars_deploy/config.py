@@ -150,13 +150,17 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any]) -> BuildC
         try:
             content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(str(path), f"not YAML ({error})", "a YAML file, see the config.yaml of a build") from error
+            raise ConfigError(
+                str(path), f"not YAML ({error})", "a YAML file, see the config.yaml of a build"
+            ) from error
         if not isinstance(content, dict):
             raise ConfigError(str(path), f"a {type(content).__name__}", "a mapping of settings")
     try:
         return BuildConfig.model_validate(_merged(content, overrides))
     except ValidationError as error:
-        raise ConfigError(str(path or "options"), _problems(error), remedy="correct or remove these settings") from error
+        raise ConfigError(
+            str(path or "options"), _problems(error), remedy="correct or remove these settings"
+        ) from error
 
 
 def save_config(config: BuildConfig, path: str | Path) -> None:

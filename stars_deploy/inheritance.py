@@ -195,7 +195,8 @@ def _check_pattern(chain: list[ChainLayer]) -> None:
     for item, following in zip(chain, [*chain[1:], None], strict=True):
         after = following.layer if following is not None else None
         if isinstance(item.layer, nn.Flatten) and not isinstance(after, nn.Linear):
-            raise TeacherError(item.name, f"Flatten before {type(after).__name__}", "Flatten before Linear", REMEDY)
+            place = "the output" if after is None else type(after).__name__
+            raise TeacherError(item.name, f"Flatten before {place}", "Flatten before Linear", REMEDY)
     rest = [item for item in chain if not isinstance(item.layer, nn.Flatten)]
     wanted = ((nn.Conv2d, nn.Linear), BATCH_NORMS, (nn.ReLU,))
     words = ("Conv2d or Linear", "BatchNorm", "ReLU")

@@ -41,8 +41,14 @@ def print_verification(console: Console, verification: Mapping[str, Mapping[str,
     for name, item in verification.items():
         result = "not run" if not item["ran"] else "identical" if item["passed"] else "DIFFERS"
         rows.append(
-            [name, result, str(item["samples"]), f"{item['compared_spikes']:,}", str(item["mismatches"]),
-             f"{item['seconds']:.1f} s" if item["ran"] else "-"]  # fmt: skip
+            [
+                name,
+                result,
+                str(item["samples"]),
+                f"{item['compared_spikes']:,}",
+                str(item["mismatches"]),
+                f"{item['seconds']:.1f} s" if item["ran"] else "-",
+            ]
         )
     console.print(
         table(
@@ -57,13 +63,20 @@ def print_costs(console: Console, summary: Mapping[str, Any]) -> None:
     """Print counts by layer, then latency and energy of one inference, with the ANN beside it."""
     counts, hardware = summary["counts"], summary["hardware"]
     rows = [
-        [layer["name"], f"{layer['neurons']:,}", f"{layer['firing_rate']:.3f}", f"{layer['spikes']:,.0f}",
-         f"{layer['synops']:,.0f}", f"{layer['neuron_updates']:,}"]  # fmt: skip
+        [
+            layer["name"],
+            f"{layer['neurons']:,}",
+            f"{layer['firing_rate']:.3f}",
+            f"{layer['spikes']:,.0f}",
+            f"{layer['synops']:,.0f}",
+            f"{layer['neuron_updates']:,}",
+        ]
         for layer in counts["per_layer"]
     ]
     total = counts["per_inference"]
-    rows.append(["total", "", "", f"{total['spikes']:,.0f}", f"{total['synops']:,.0f}",
-                 f"{total['neuron_updates']:,.0f}"])  # fmt: skip
+    rows.append(
+        ["total", "", "", f"{total['spikes']:,.0f}", f"{total['synops']:,.0f}", f"{total['neuron_updates']:,.0f}"]
+    )
     columns = ["layer", "neurons", "spikes/neuron/step", "spikes", "synops", "neuron updates"]
     console.print(table(f"one inference, mean over {counts['samples']} images", columns, rows))
     latency, energy, ann = summary["latency_s"], summary["energy_j"], summary["ann"]
@@ -76,7 +89,7 @@ def print_costs(console: Console, summary: Mapping[str, Any]) -> None:
     ]
     console.print(
         table(
-            f"estimate for {hardware['profile']} ({hardware['cores']} cores, {hardware['chips']} chip), not a measurement",
+            f"estimate for {hardware['profile']}, not measured: {hardware['cores']} cores, {hardware['chips']} chip",
             ["", "nominal (low .. high)"],
             lines,
             f"{latency['caveat']}; ANN: {ann['label']}",
@@ -92,9 +105,17 @@ def print_comparison(console: Console, rows: Sequence[Mapping[str, Any]]) -> Non
         energy = {corner: row[f"energy_total_j_{corner}"] for corner in ("nominal", "low", "high")}
         score = row["accuracy"] if row["accuracy"] is not None else row["fidelity"]
         body.append(
-            [row["model"], str(row["timesteps"]), percent(score), f"{row['spikes']:,.0f}", f"{row['synops']:,.0f}",
-             interval(latency, "s"), engineering(row["energy_dynamic_j_nominal"], "J"), interval(energy, "J"),
-             "*" if row["pareto"] else ""]  # fmt: skip
+            [
+                row["model"],
+                str(row["timesteps"]),
+                percent(score),
+                f"{row['spikes']:,.0f}",
+                f"{row['synops']:,.0f}",
+                interval(latency, "s"),
+                engineering(row["energy_dynamic_j_nominal"], "J"),
+                interval(energy, "J"),
+                "*" if row["pareto"] else "",
+            ]
         )
     measured = "accuracy" if rows and rows[0]["accuracy"] is not None else "fidelity"
     first = rows[0]

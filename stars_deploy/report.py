@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,20 +27,14 @@ RECONSTRUCTED = (
 INHERITED = "The student inherits the teacher's topology and weights: a method of ours, not part of STARS."
 
 
-class LabelledSamples(Protocol):
-    """What verification ran on."""
-
-    labels: npt.NDArray[np.int64] | None
-    source: str
-
-
 def compose_report(
     *,
     config: BuildConfig,
     graph: QuantizedGraph,
     teacher: Mapping[str, Any],
     accuracy: Mapping[str, float | None],
-    samples: LabelledSamples,
+    sample_labels: npt.NDArray[np.int64] | None,
+    sample_source: str,
     fidelity: Mapping[str, Any],
     verifications: Sequence[Verification],
     evaluation: Evaluation,
@@ -67,11 +61,11 @@ def compose_report(
         },
         "accuracy": {
             **accuracy,
-            "targets": {item.target: _target_accuracy(item, samples) for item in verifications},
+            "targets": {item.target: _target_accuracy(item, sample_labels) for item in verifications},
         },
         "evaluation": {"data": evaluated_on, "samples": evaluation.samples},
         "fidelity": dict(fidelity),
-        "verification": {item.target: summarize_verification(item, samples.source) for item in verifications},
+        "verification": {item.target: summarize_verification(item, sample_source) for item in verifications},
         "quantization": _quantization(config, graph, calibration),
         "counts": summarize_counts(evaluation),
         **summarize_cost(cost),
@@ -99,10 +93,10 @@ def summarize_verification(verification: Verification, source: str) -> dict[str,
     }
 
 
-def _target_accuracy(verification: Verification, samples: LabelledSamples) -> dict[str, Any] | None:
-    if not verification.ran or samples.labels is None:
+def _target_accuracy(verification: Verification, labels: npt.NDArray[np.int64] | None) -> dict[str, Any] | None:
+    if not verification.ran or labels is None:
         return None
-    right = np.asarray(verification.classes) == samples.labels
+    right = np.asarray(verification.classes) == labels
     return {"accuracy": float(right.mean()), "samples": len(right)}
 
 

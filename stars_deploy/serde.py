@@ -108,6 +108,14 @@ def load_quantized(path: str | os.PathLike[str]) -> integers.QuantizedGraph:
     return graph
 
 
+def load_spiking(path: str | os.PathLike[str]) -> floats.SpikingGraph:
+    """Read a :class:`~stars_deploy.graph.SpikingGraph`; refuse the integer graph."""
+    graph = load_graph(path)
+    if not isinstance(graph, floats.SpikingGraph):
+        raise FormatError(str(path), type(graph).__name__, "SpikingGraph", "give the graph.npz of a built directory")
+    return graph
+
+
 def _check_sizes(path: str) -> None:
     # NumPy allocates what an array's header claims before it reads a byte of it.
     with zipfile.ZipFile(path) as archive:

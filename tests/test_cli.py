@@ -32,7 +32,9 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     config = folder / "short.yaml"
     config.write_text(json.dumps(SHORT))  # JSON is YAML
-    result = run("build", "--target", "netx", "--config", config, "--dataset", "digits", "--out", folder / "run", "--json")
+    result = run(
+        "build", "--target", "netx", "--config", config, "--dataset", "digits", "--out", folder / "run", "--json"
+    )
     assert result.exit_code == 0, result.output
     return folder, json.loads(result.stdout)
 
@@ -93,7 +95,9 @@ def test_json_is_the_only_thing_on_stdout(built, tmp_path, arguments):
 
 def test_compare_writes_the_table_it_prints(built, tmp_path):
     folder, _ = built
-    result = run("compare", folder / "run", "--timesteps", "1,4", "--limit", "20", "--csv", tmp_path / "t.csv", "--json")
+    result = run(
+        "compare", folder / "run", "--timesteps", "1,4", "--limit", "20", "--csv", tmp_path / "t.csv", "--json"
+    )
     rows = json.loads(result.stdout)
     lines = (tmp_path / "t.csv").read_text().splitlines()
     assert len(lines) == 3 and lines[0].split(",")[:2] == list(rows[0])[:2]
@@ -186,7 +190,7 @@ def test_full_disk_exits_2_and_leaves_nothing_half_written(tmp_path):
     _write_long(tmp_path, 10)
 
     def small_files():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes fail with EFBIG, like on a full disk, instead of a signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that a write fails with EFBIG, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 
     process = _start(tmp_path, small_files)

@@ -249,6 +249,14 @@ def test_writer_refuses(small_chain, tmp_path, change, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_limits_count_a_spike_once_and_a_pixel_by_its_payload(small_chain, tmp_path):
+    """72 weights of 254 are far from the limit for spikes, and would be beyond it for 4-bit pixels."""
+    graph = with_readout(small_chain, np.full(small_chain.projections[-1].weight.shape, 254))
+    graph = replace(graph, populations=(*graph.populations[:-1], replace(graph.output, decay_u=3000)))
+    write_netx(graph, tmp_path / "m.net")
+    assert same_graph(graph, read_netx(tmp_path / "m.net")) == ""
+
+
 def test_largest_activation_counts_one_sign_at_a_time():
     weight = np.array([[5, -3, 4], [-8, -1, 2]])
     assert largest_activation(DenseProjection(name="w", source="a", target="b", weight=weight), 3) == 27

@@ -1,5 +1,6 @@
 """How the three folders install as one package, and what importing it loads."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -24,9 +25,10 @@ def test_links_make_one_package():
 
 
 def test_every_package_is_listed():
-    import re
 
-    listed = set(re.findall(r'"(stars_deploy(?:\.\w+)*)",', (ROOT / "pyproject.toml").read_text().split("package-dir")[0]))
+    listed = set(
+        re.findall(r'"(stars_deploy(?:\.\w+)*)",', (ROOT / "pyproject.toml").read_text().split("package-dir")[0])
+    )
     found = {
         ".".join(path.parent.relative_to(ROOT).parts)
         for path in (ROOT / "stars_deploy").rglob("__init__.py")

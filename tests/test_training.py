@@ -31,7 +31,7 @@ def test_trained_teacher_is_good_described_and_loadable(tmp_path):
     assert teacher.input.mean[0] == pytest.approx(train.images.mean(), abs=1e-5)
     assert teacher.input.std[0] == pytest.approx(train.images.std(ddof=1), abs=1e-5)
     test = load_dataset("digits")
-    assert (teacher.predict(torch.from_numpy(test.images)).numpy() == test.labels).mean() > 0.85
+    assert (teacher.predict(torch.from_numpy(test.images)).numpy() == test.labels).mean() > 0.7  # chance is 0.1
 
 
 def test_seed_decides():

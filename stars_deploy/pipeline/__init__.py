@@ -8,8 +8,8 @@ from stars_deploy.config import BuildConfig, load_config
 from stars_deploy.pipeline.building import BuildResult, build
 from stars_deploy.pipeline.exporting import ExportResult, export_model
 from stars_deploy.pipeline.measuring import Simulation, compare_models, simulate_model, verify_model
-from stars_deploy.progress import Observer
 from stars_deploy.pipeline.teaching import train
+from stars_deploy.progress import Observer
 
 __all__ = [
     "BuildConfig",

@@ -31,7 +31,7 @@ from stars_deploy.pipeline.models import Model, check_fit, quantize_calibrated
 from stars_deploy.progress import Observer
 from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.report import compose_report
-from stars_deploy.serde import load_graph, load_quantized, save_graph
+from stars_deploy.serde import load_quantized, load_spiking, save_graph
 from stars_deploy.simulate import run_evaluation
 from stars_deploy.targets import find_target
 from stars_deploy.verification import check_verified
@@ -120,7 +120,8 @@ def build(
         graph=graph,
         teacher={"spec": teacher.spec, "labels": list(teacher.labels), **teacher.weights},
         accuracy={"teacher": teacher_accuracy, "student": student_accuracy, "quantized": evaluation.accuracy},
-        samples=samples,
+        sample_labels=samples.labels,
+        sample_source=samples.source,
         fidelity=fidelity,
         verifications=verifications,
         evaluation=evaluation,
@@ -164,9 +165,7 @@ def _check_data(config: BuildConfig, teacher: Teacher) -> None:
         check_fit(data, teacher.input.shape, teacher.classes)
 
 
-def _distil(
-    config: BuildConfig, teacher: Teacher, directory: RunDirectory, watch: Observer, resume: bool
-) -> None:
+def _distil(config: BuildConfig, teacher: Teacher, directory: RunDirectory, watch: Observer, resume: bool) -> None:
     """Write the student, the history of its losses and the synthetic images; skip what a resumed build has."""
     import torch
 
@@ -214,7 +213,7 @@ def _quantise(config: BuildConfig, directory: RunDirectory) -> Calibration:
 
     student, plan = load_student(directory.file(STUDENT))
     save_graph(lower(trace_student(student, plan.labels)), directory.file(FLOAT_GRAPH))
-    lowered: Any = load_graph(directory.file(FLOAT_GRAPH))
+    lowered = load_spiking(directory.file(FLOAT_GRAPH))
     images = as_pixels(directory.images().calibration)
     graph, calibration = quantize_calibrated(lowered, images, config.bits, config.input_bits)
     save_graph(graph, directory.file(MODEL))

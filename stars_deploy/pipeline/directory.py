@@ -25,6 +25,7 @@ NETX = "model.net"
 REPORT = "report.json"
 MANIFEST = "manifest.json"
 
+
 @dataclass(frozen=True, kw_only=True)
 class SyntheticImages:
     """Images made from the teacher alone, uint8 (N, C, H, W).

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from stars_deploy.artifacts import existing_file
 from stars_deploy.errors import ConfigError
 from stars_deploy.export.bounds import prove_bounds
 from stars_deploy.pipeline.directory import FLOAT_GRAPH, IMAGES, MODEL, RunDirectory, as_pixels
-from stars_deploy.pipeline.measuring import distinct_samples, verify_targets, write_targets
+from stars_deploy.pipeline.measuring import distinct_samples, noise_images, verify_targets, write_targets
 from stars_deploy.pipeline.models import Model, open_model, quantize_calibrated
 from stars_deploy.progress import Observer
 from stars_deploy.quantized import QuantizedGraph
@@ -89,9 +88,7 @@ def export_model(
     with watch.stage("verify"):
         verifications = verify_targets(graph, folder, targets, images, watch)
     check_verified(verifications)
-    return ExportResult(
-        files=(folder / MODEL, *files), calibrated_on=calibrated_on, verifications=tuple(verifications)
-    )
+    return ExportResult(files=(folder / MODEL, *files), calibrated_on=calibrated_on, verifications=tuple(verifications))
 
 
 def _quantise_student(
@@ -114,6 +111,4 @@ def _quantise_student(
 def _calibration_images(folder: Path, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any], str]:
     if (folder / IMAGES).is_file():
         return as_pixels(RunDirectory(folder).images().calibration), f"synthetic images of {folder / IMAGES}"
-    noise = np.random.default_rng(0)
-    images = noise.random((NOISE_IMAGES, *shape)) * noise.random((NOISE_IMAGES, 1, 1, 1))
-    return images, "noise (no synthetic.npz beside the student)"
+    return noise_images(NOISE_IMAGES, shape), "noise (no synthetic.npz beside the student)"

@@ -68,21 +68,26 @@ def distinct_samples(model: Model, data: EvaluationSet | None, count: int) -> Sa
     """
     graph = model.graph
     labels: npt.NDArray[np.int64] | None = None
+    pixels: npt.NDArray[Any]
     if data is not None:
         pixels, labels, source = data.images, data.labels, data.name
     elif model.directory is not None:
         pixels, source = as_pixels(model.directory.images().held_out), "held-out synthetic images"
     else:
-        noise = np.random.default_rng(0)
-        # Smooth noise of every contrast: white noise alone looks the same to every neuron.
-        pixels = noise.random((4 * count, *graph.input.shape)) * noise.random((4 * count, 1, 1, 1))
-        pixels, source = pixels * graph.input.precision.high / graph.input.scale, "noise"
+        largest_pixel = graph.input.precision.high / graph.input.scale
+        pixels, source = noise_images(count, graph.input.shape) * largest_pixel, "noise"
     steps = graph.input.quantize(pixels[: 8 * count])
     _, first = np.unique(steps.reshape(len(steps), -1), axis=0, return_index=True)
     chosen = np.sort(first)[:count]
     if len(chosen) < 2:
         raise DataError(source, f"{len(chosen)} distinct images", "at least 2 distinct images to verify with")
     return Samples(images=steps[chosen], labels=None if labels is None else labels[chosen], source=source)
+
+
+def noise_images(count: int, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    """Return noise images (`count`, C, H, W) in [0, 1], each of another contrast; always the same ones."""
+    random = np.random.default_rng(0)
+    return random.random((count, *shape)) * random.random((count, 1, 1, 1))
 
 
 def verify_targets(
@@ -92,7 +97,7 @@ def verify_targets(
 
     A target that cannot run here is in the result with the reason.
     """
-    results = []
+    results: list[Verification] = []
     for name in dict.fromkeys(("netx", *targets)):
         observer.advanced(len(results), len(targets) + 1, name)
         result = verify_target(graph, name, folder / find_target(name).filename, images)
@@ -189,6 +194,8 @@ def simulate_model(
     graph = model.at_timesteps(timesteps)
     execute = _engine(engine, model, graph)
     evaluated = evaluation_set(model, data, root, limit)
+    images: npt.NDArray[Any]
+    labels: npt.NDArray[np.int64] | None
     if evaluated is None:
         samples = distinct_samples(replace(model, graph=graph), None, limit or NOISE_SAMPLES)
         images, labels, source = samples.images, None, samples.source
@@ -250,6 +257,8 @@ def compare_models(
         for path in paths:
             model = open_model(path, timesteps[0] if timesteps else None)
             evaluated = evaluation_set(model, data, root, limit)
+            images: npt.NDArray[Any]
+            labels: npt.NDArray[np.int64] | None
             answers: npt.NDArray[np.int64] | None = None
             if evaluated is not None:
                 images, labels = evaluated.images, evaluated.labels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from stars_deploy.export.quantization import quantize_graph
 from stars_deploy.graph import SpikingGraph
 from stars_deploy.pipeline.directory import FLOAT_GRAPH, MODEL, RunDirectory, as_pixels
 from stars_deploy.quantized import QuantizedGraph
-from stars_deploy.serde import load_graph, load_quantized
+from stars_deploy.serde import load_quantized, load_spiking
 from stars_deploy.targets.netx_reader import read_netx
 
 
@@ -43,15 +43,12 @@ class Model:
         if timesteps is None or timesteps == self.graph.timesteps:
             return self.graph
         if self.directory is None:
-            graph = self.graph.with_timesteps(timesteps)
-            prove_bounds(graph)
-            return graph
+            same_integers = self.graph.with_timesteps(timesteps)
+            prove_bounds(same_integers)
+            return same_integers
         config = self.directory.config()
-        graph = _float_graph(self.directory)
+        retimed = replace(load_spiking(self.directory.file(FLOAT_GRAPH)), timesteps=timesteps)
         images = as_pixels(self.directory.images().calibration)
-        retimed = SpikingGraph(
-            nodes=graph.nodes, edges=graph.edges, dt=graph.dt, timesteps=timesteps, labels=graph.labels
-        )
         return quantize_calibrated(retimed, images, config.bits, config.input_bits)[0]
 
 
@@ -99,9 +96,7 @@ def quantize_calibrated(
     return quantize_graph(graph, bits, calibration.input_bits, calibration.shares), calibration
 
 
-def evaluation_set(
-    model: Model, data: str | None, root: str | None, limit: int | None
-) -> EvaluationSet | None:
+def evaluation_set(model: Model, data: str | None, root: str | None, limit: int | None) -> EvaluationSet | None:
     """Return the evaluation set asked for, or that of the build; None where there is none.
 
     Raises
@@ -127,10 +122,3 @@ def check_fit(data: EvaluationSet, shape: tuple[int, ...], classes: int) -> None
         raise DataError(
             f"--dataset {data.name}", f"{len(data.classes)} classes", f"the {classes} classes of the network"
         )
-
-
-def _float_graph(directory: RunDirectory) -> SpikingGraph:
-    graph = load_graph(directory.file(FLOAT_GRAPH))
-    if not isinstance(graph, SpikingGraph):
-        raise ArtifactError(str(directory.file(FLOAT_GRAPH)), "not the float graph", remedy="build again")
-    return graph

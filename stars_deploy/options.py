@@ -1,0 +1,59 @@
+"""Options that several commands share, and how a command ends: a result, or a message and an exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from stars_deploy import __version__
+from stars_deploy.console import LOG, ProgressBars, print_error
+from stars_deploy.errors import ConfigError, StarsDeployError
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"stars-deploy {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, nothing else.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show the traceback of an error.")]
+Data = Annotated[str | None, typer.Option("--dataset", "--data", help="Evaluation set: digits, fashion-mnist, "
+                 "mnist, kmnist, cifar10, cifar100, folder, or a file .npz.")]  # fmt: skip
+Root = Annotated[str | None, typer.Option(help="Folder of the data set; nothing is downloaded.")]
+Limit = Annotated[int | None, typer.Option(help="Use only the first images of the evaluation set.")]
+Hardware = Annotated[str, typer.Option(help="Chip profile: loihi1, loihi2, or a YAML file.")]
+
+
+@contextmanager
+def reported(as_json: bool, verbose: bool) -> Iterator[ProgressBars]:
+    """Run a command with progress bars, and end it with a message and an exit code instead of a traceback."""
+    try:
+        with ProgressBars().shown() as bars:
+            yield bars
+    except StarsDeployError as error:
+        if verbose:
+            LOG.print_exception()
+        print_error(error, as_json)
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt as error:
+        stopped = StarsDeployError(
+            "interrupted", "stopped by the user", "",
+            "nothing half-written was left; go on with the same command and --resume",
+        )  # fmt: skip
+        print_error(stopped, as_json)
+        raise typer.Exit(stopped.exit_code) from error
+
+
+def numbers(text: str | None, option: str, kind: Callable[[str], Any]) -> tuple[Any, ...] | None:
+    """Return the numbers of a text such as ``1,28,28``; None for None."""
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(option, text, "numbers with commas between them, for example 1,28,28") from error

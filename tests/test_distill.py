@@ -1,0 +1,317 @@
+import json
+import os
+import resource
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch.nn import functional
+
+from stars_deploy.config import DistillConfig, load_config
+from stars_deploy.data import load_dataset
+from stars_deploy.distill import Distiller, follow, observe
+from stars_deploy.errors import ArtifactError, ConfigError
+from stars_deploy.student import NeuronModel, StudentOutput, build_student
+from stars_deploy.teacher import load_teacher
+from stars_deploy.weights import read_tensors, write_tensors
+
+TINY = {
+    "distill": {"steps": 9, "batch": 16, "steps_per_round": 4, "checkpoint_every": 3},
+    "synthesis": {"batch": 20, "inner_steps": 1, "warmup_steps": 2, "width": 4, "latent": 8, "pool": 64, "flip": True},
+    "timesteps": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums over several threads may differ in their last bits
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return load_teacher()
+
+
+def distiller(teacher, spec="inherit", **over):
+    content = {**TINY, **{key: {**TINY.get(key, {}), **value} if isinstance(value, dict) else value for key, value in over.items()}}
+    config = load_config(None, content)
+    torch.manual_seed(config.seed)
+    student, scales = build_student(teacher, spec, config.timesteps, NeuronModel())
+    return Distiller(teacher=teacher, student=student, scales=scales, config=config)
+
+
+def silent(done, of, text):
+    pass
+
+
+def bits(student):
+    return {name: value.clone() for name, value in student.state_dict().items()}
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_distilling_raises_agreement_with_the_teacher_on_real_digits(teacher):
+    images = torch.from_numpy(load_dataset("digits").images)
+
+    def agreement(student):
+        with torch.no_grad():
+            return float((student.eval()(images).mean_logits().argmax(1) == teacher.predict(images)).float().mean())
+
+    run = distiller(
+        teacher,
+        distill={"steps": 40, "batch": 64, "steps_per_round": 5},
+        synthesis={"batch": 64, "inner_steps": 5, "warmup_steps": 30, "width": 16, "latent": 32, "flip": False},
+        timesteps=4,
+    )
+    before = agreement(run.student)
+    student = run.run(silent)
+    assert agreement(student) > max(0.8, before + 0.2)
+    assert not student.training
+    assert not any(parameter.requires_grad for parameter in student.parameters())
+    assert run.history[-1]["kl"] < run.history[0]["kl"]
+
+
+def test_history_is_json_and_complete(teacher):
+    seen = []
+    run = distiller(teacher)
+    run.run(lambda done, of, text: seen.append((done, of, text)))
+    assert seen == [(9, 9, seen[0][2])]
+    assert seen[0][2].startswith("kl ")
+    history = json.loads(json.dumps(run.history, allow_nan=False))
+    assert [entry["step"] for entry in history] == [4, 8, 9]
+    names = {"step", "kl", "kl_per_timestep", "rates", *(f"synthesis/{k}" for k in ("bn", "onehot", "adversarial", "diversity", "rca", "tar"))}
+    assert all(entry.keys() == names for entry in history)
+
+
+@pytest.mark.parametrize("spec", ["inherit", "vgg:4-6"])
+def test_seed_decides(teacher, spec):
+    one, same, other = (bits(distiller(teacher, spec, seed=seed).run(silent)) for seed in (1, 1, 2))
+    assert equal(one, same)
+    assert not equal(one, other)
+
+
+@pytest.mark.parametrize("spec", ["inherit", "vgg:4-6"])
+def test_resumed_run_has_the_bits_of_an_uninterrupted_one(teacher, tmp_path, spec):
+    whole = distiller(teacher, spec)
+    expected = bits(whole.run(silent))
+    stopped = distiller(teacher, spec)
+    original = stopped._advance
+
+    def advance():
+        if stopped.step == 7:  # in the middle of a round, after the checkpoint at step 6
+            raise KeyboardInterrupt
+        original()
+
+    stopped._advance = advance
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run(silent, tmp_path / "c.safetensors")
+    again = distiller(teacher, spec)
+    torch.manual_seed(12345)  # whatever else the process drew
+    again.restore(tmp_path / "c.safetensors")
+    assert again.step == 6
+    assert equal(expected, bits(again.run(silent)))
+    assert again.history == whole.history
+    # What is drawn after the end is the same as well.
+    assert torch.equal(again.backbone.sample(5), whole.backbone.sample(5))
+    assert torch.equal(again.pool.images, whole.pool.images)
+
+
+def test_checkpointing_changes_nothing(teacher, tmp_path):
+    plain, kept = distiller(teacher), distiller(teacher)
+    assert equal(bits(plain.run(silent)), bits(kept.run(silent, tmp_path / "c.safetensors")))
+    _, description = read_tensors(tmp_path / "c.safetensors")
+    assert description["distiller"]["step"] == 6
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 1},
+        {"timesteps": 3},
+        {"distill": {"steps": 10}},
+        {"distill": {"learning_rate": 0.01}},
+        {"synthesis": {"batch": 30}},
+        {"synthesis": {"objectives": {"tar": 0.1}}},
+        {"method": "bn"},
+        {"student": {"decay": 0.5}},
+    ],
+)
+def test_checkpoint_of_other_settings_is_refused(teacher, tmp_path, other):
+    distiller(teacher).save(tmp_path / "c.safetensors")
+    fresh = distiller(teacher, **other)
+    before = bits(fresh.student)
+    with pytest.raises(ArtifactError, match="other settings.*without --resume"):
+        fresh.restore(tmp_path / "c.safetensors")
+    assert equal(before, bits(fresh.student))
+
+
+def test_checkpoint_may_be_continued_with_other_checkpointing(teacher, tmp_path):
+    distiller(teacher).save(tmp_path / "c.safetensors")
+    distiller(teacher, distill={"checkpoint_every": 1}).restore(tmp_path / "c.safetensors")
+
+
+def test_damaged_checkpoints_are_refused(teacher, tmp_path):
+    file = tmp_path / "c.safetensors"
+    with pytest.raises(ArtifactError, match="does not exist"):
+        distiller(teacher).restore(file)
+    run = distiller(teacher)
+    run.run(silent, file)
+    whole = file.read_bytes()
+    tensors, description = read_tensors(file)
+    file.write_bytes(whole[:-100])
+    with pytest.raises(ArtifactError, match="not a readable checkpoint"):
+        distiller(teacher).restore(file)
+    for name in ("pool", "draws/student", "generator/expand.weight", "adam/0/exp_avg"):
+        for changed in (None, torch.zeros(3)):
+            damaged = {key: value for key, value in tensors.items() if key != name}
+            if changed is not None:
+                damaged[name] = changed
+            write_tensors(damaged, description, file)
+            if name.startswith("adam"):
+                continue
+            with pytest.raises(ArtifactError, match="not a readable checkpoint"):
+                distiller(teacher).restore(file)
+    for wrong in ({}, {"distiller": 3}, {"distiller": {}}):
+        write_tensors(tensors, wrong, file)
+        with pytest.raises(ArtifactError, match="not a readable checkpoint"):
+            distiller(teacher).restore(file)
+
+
+def test_failed_checkpoint_leaves_the_older_one(teacher, tmp_path):
+    file = tmp_path / "c.safetensors"
+    run = distiller(teacher)
+    run.save(file)
+    before = file.read_bytes()
+    run.history.append({"step": 1.0})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(ArtifactError, match="could not be written"):
+            run.save(file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.read_bytes() == before
+    assert os.listdir(tmp_path) == ["c.safetensors"]
+
+
+def test_loss_that_is_not_finite_is_refused(teacher):
+    run = distiller(teacher, distill={"learning_rate": 1e30})
+    with pytest.raises(ConfigError, match="finite.*lower"):
+        run.run(silent)
+
+
+def test_inherited_statistics_stay_and_others_are_estimated(teacher):
+    inherited, plain = distiller(teacher), distiller(teacher, "vgg:4-6")
+    before = [norm.running_var.clone() for norm in inherited.student.norms()]
+    for run in (inherited, plain):
+        run.run(silent)
+    assert all(torch.equal(norm.running_var, kept) for norm, kept in zip(inherited.student.norms(), before))
+    assert not any(torch.equal(norm.running_var, torch.ones_like(norm.running_var)) for norm in plain.student.norms())
+
+
+def test_observed_activations_are_the_teachers(teacher):
+    images = torch.rand(5, 1, 8, 8)
+    logits, activations = observe(teacher, images)
+    assert torch.equal(logits, teacher.logits(images))
+    values, expected = teacher.normalized(images), []
+    for layer in teacher.module:
+        values = layer(values)
+        if isinstance(layer, torch.nn.ReLU):
+            expected.append(values)
+    assert len(activations) == 3
+    assert all(torch.allclose(one, other) for one, other in zip(activations, expected))
+
+
+def test_following_is_its_formula():
+    torch.manual_seed(0)
+    logits, each = torch.randn(5, 3) * 4, torch.randn(2, 5, 3)
+    spikes = ((torch.rand(2, 5, 4) > 0.5).float(), (torch.rand(2, 5, 6) > 0.5).float())
+    wanted = [torch.rand(5, 4), torch.rand(5, 6)]
+    plan = DistillConfig(temperature=3.0, per_timestep=0.4, rate_matching=0.7)
+    loss, terms = follow(StudentOutput(logits=each, spikes=spikes), logits, wanted, [1.5, 2.5], plan)
+
+    def divergence(student):
+        one, two = (logits / 3).softmax(1), (student / 3).softmax(1)
+        return float((9 * (one * (one / two).log()).sum(1)).mean())
+
+    expected = {
+        "kl": divergence(each.mean(0)),
+        "kl_per_timestep": 0.4 * (divergence(each[0]) + divergence(each[1])) / 2,
+        "rates": 0.7 * sum(
+            float(functional.mse_loss(scale * layer.mean(0), target) / target.square().mean())
+            for scale, layer, target in zip((1.5, 2.5), spikes, wanted)
+        ) / 2,
+    }  # fmt: skip
+    assert terms == pytest.approx(expected, rel=1e-5)
+    assert float(loss) == pytest.approx(sum(expected.values()), rel=1e-5)
+    off = plan.model_copy(update={"per_timestep": 0.0, "rate_matching": 0.0})
+    assert follow(StudentOutput(logits=each, spikes=spikes), logits, wanted, [1.5, 2.5], off)[1].keys() == {"kl"}
+
+
+def in_fresh_python(text, *arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(text), *map(str, arguments)],
+        capture_output=True, text=True, env=environment, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_distiller_cannot_reach_data_sets():
+    loaded = in_fresh_python(
+        """
+        import json, sys
+        import stars_deploy.distill, stars_deploy.synthesis.backbone
+        print(json.dumps(sorted(sys.modules)))
+        """
+    )
+    assert "stars_deploy.synthesis.objectives" in loaded
+    for name in ("stars_deploy.data", "stars_deploy.training", "sklearn", "torchvision"):
+        assert not [module for module in loaded if module == name or module.startswith(f"{name}.")]
+
+
+def test_no_data_file_is_opened_while_distilling(tmp_path):
+    """Every file opened by Python between a loaded teacher and a finished student, but Python's own code."""
+    recorded = in_fresh_python(
+        """
+        import json, sys
+        from pathlib import Path
+        import torch
+        torch.set_num_threads(1)
+        from stars_deploy.config import load_config
+        from stars_deploy.distill import Distiller
+        from stars_deploy.student import NeuronModel, build_student
+        from stars_deploy.teacher import load_teacher
+        folder, config = Path(sys.argv[1]), load_config(None, json.loads(sys.argv[2]))
+        teacher = load_teacher()
+        sys.modules["stars_deploy.data"] = sys.modules["sklearn.datasets"] = sys.modules["torchvision"] = None
+        opened, on = [], [True]
+        def audit(event, arguments):
+            if event == "open" and on[0]:
+                opened.append(str(arguments[0]))
+        sys.addaudithook(audit)
+        student, scales = build_student(teacher, "inherit", config.timesteps, NeuronModel())
+        Distiller(teacher=teacher, student=student, scales=scales, config=config).run(lambda *_: None, folder / "c.safetensors")
+        distilling = list(opened)
+        (folder / "data.bin").write_bytes(b"data")
+        (folder / "data.bin").read_bytes()
+        on[0] = False
+        print(json.dumps([distilling, opened[len(distilling):]]))
+        """,
+        tmp_path,
+        json.dumps(TINY),
+    )
+    distilling, afterwards = recorded
+    assert any(path.endswith("data.bin") for path in afterwards)  # the hook sees what is read
+    assert any(str(tmp_path) in path for path in distilling)  # the checkpoint's own writing
+    code = (".py", ".pyc", ".so")
+    strange = [path for path in distilling if str(tmp_path) not in path and not path.endswith(code) and ".pyc." not in path]
+    assert strange == []
