@@ -24,9 +24,6 @@ from stars_deploy.quantized import (
     decayed,
 )
 
-#: Where intervals stop growing [LSB]: far beyond the limit, and small enough that int64 holds every product.
-SATURATION = 1 << 48
-
 
 @dataclass(frozen=True, kw_only=True)
 class StateBounds:
@@ -92,12 +89,13 @@ def bound_states(population: Population, low: IntArray, high: IntArray, timestep
     bias = population.bias << STATE_EXP
     threshold = population.vth << STATE_EXP
     u_low = u_high = v_low = v_high = np.zeros(population.shape, np.int64)
+    # Extremes only grow: should int64 overflow in a later timestep, the first one beyond the limit still counts.
     extremes = [0, 0, 0, 0]
     for _ in range(timesteps):
-        u_low = _saturated(decayed(u_low, population.decay_u) + (low << STATE_EXP))
-        u_high = _saturated(decayed(u_high, population.decay_u) + (high << STATE_EXP))
-        v_low = _saturated(decayed(v_low, population.decay_v) + u_low + bias)
-        v_high = _saturated(decayed(v_high, population.decay_v) + u_high + bias)
+        u_low = decayed(u_low, population.decay_u) + (low << STATE_EXP)
+        u_high = decayed(u_high, population.decay_u) + (high << STATE_EXP)
+        v_low = decayed(v_low, population.decay_v) + u_low + bias
+        v_high = decayed(v_high, population.decay_v) + u_high + bias
         extremes = [
             min(extremes[0], int(u_low.min())),
             max(extremes[1], int(u_high.max())),
@@ -108,10 +106,6 @@ def bound_states(population: Population, low: IntArray, high: IntArray, timestep
         v_low = np.where(v_high > threshold, np.minimum(v_low, 0), v_low)
         v_high = np.minimum(v_high, threshold)
     return StateBounds(u_low=extremes[0], u_high=extremes[1], v_low=extremes[2], v_high=extremes[3])
-
-
-def _saturated(states: IntArray) -> IntArray:
-    return np.clip(states, -SATURATION, SATURATION)
 
 
 def _activation_range(graph: QuantizedGraph, population: Population) -> tuple[IntArray, IntArray]:

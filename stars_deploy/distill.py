@@ -179,6 +179,8 @@ class Distiller:
         for name, value in _under("adam/", tensors).items():
             index, _, key = name.partition("/")
             adam.setdefault(int(index), {})[key] = value
+        if int(header["step"]):
+            _check_moments(adam, list(self.student.parameters()))
         self.optimizer.load_state_dict({"state": adam, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.pool.restore(tensors["pool"], int(header["added"]))
         for name, generator in self._generators().items():
@@ -205,6 +207,16 @@ class Distiller:
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _check_moments(adam: Mapping[int, Mapping[str, Tensor]], parameters: list[Tensor]) -> None:
+    """Refuse a state of Adam that torch would take and fail on at the next step."""
+    for index, parameter in enumerate(parameters):
+        state = adam.get(index, {})
+        if state.keys() != {"step", "exp_avg", "exp_avg_sq"} or any(
+            state[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")
+        ):
+            raise ValueError(f"the optimiser's state of parameter {index} is not of this student")
 
 
 def _unreadable(path: Path, error: Exception) -> ArtifactError:

@@ -121,7 +121,7 @@ def print_comparison(console: Console, rows: Sequence[Mapping[str, Any]]) -> Non
     first = rows[0]
     console.print(
         table(
-            f"estimates for {first['hardware']}, {first['samples']} images",
+            f"accuracy and counts on {first['samples']} images; latency and energy estimated for {first['hardware']}",
             ["model", "T", measured, "spikes", "synops", "latency", "dynamic", "energy, total", "best"],
             body,
             "* no other setting has at least this score for at most this energy. "

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Union
 
 import numpy as np
+import numpy.typing as npt
 
 from stars_deploy import graph as floats
 from stars_deploy import quantized as integers
@@ -58,7 +59,7 @@ _TYPES: Mapping[str, type] = {
 
 def save_graph(graph: Graph, path: str | os.PathLike[str]) -> None:
     """Write a graph to `path` (``.npz``), whole or not at all."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, npt.NDArray[Any]] = {}
     header = {"schema": SCHEMA, "version": SCHEMA_VERSION, "graph": _encode(graph, "graph", arrays)}
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
     with written_whole(path) as draft, open(draft, "wb") as stream:
@@ -118,11 +119,12 @@ def load_spiking(path: str | os.PathLike[str]) -> floats.SpikingGraph:
 
 def _check_sizes(path: str) -> None:
     # NumPy allocates what an array's header claims before it reads a byte of it.
+    layout: Any = np.lib.format  # untyped in NumPy 1
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             with archive.open(info) as stream:
-                version = np.lib.format.read_magic(stream)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                version = layout.read_magic(stream)
+                read = layout.read_array_header_1_0 if version == (1, 0) else layout.read_array_header_2_0
                 shape, _, dtype = read(stream)
                 claimed = math.prod(shape) * dtype.itemsize
                 if claimed != info.file_size - stream.tell() or info.file_size > info.compress_size * _MAX_COMPRESSION:
@@ -134,7 +136,7 @@ def _check_sizes(path: str) -> None:
                     )
 
 
-def _encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
+def _encode(value: Any, path: str, arrays: dict[str, npt.NDArray[Any]]) -> Any:
     if isinstance(value, np.ndarray):
         arrays[path] = value
         return {"array": path}
@@ -150,7 +152,7 @@ def _encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     return value
 
 
-def _decode(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+def _decode(value: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> Any:
     if not isinstance(value, dict):
         return value
     if "array" in value:

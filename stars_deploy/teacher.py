@@ -121,10 +121,8 @@ def load_teacher(
         ``torchvision:NAME``, or the ``.safetensors`` that ``stars-deploy teacher`` wrote.
     weights : path, optional
         ``.safetensors``, or a torch state dict (loaded with ``weights_only=True``).
-    input_shape : sequence of int, optional
-        (C, H, W).
-    mean, std : sequence of float, optional
-        Normalisation of pixels in [0, 1], per channel.
+    input_shape, mean, std : sequence, optional
+        (C, H, W), and the normalisation of pixels in [0, 1], per channel.
     classes : int, optional
         Number of classes; checked against the network.
     trust_weights : bool
@@ -149,11 +147,9 @@ def load_teacher(
         module = make_module(network, classes)
     _load_state(module, state, str(weights))
     usual = TORCHVISION_INPUT if network.startswith("torchvision:") else {}
-    form = InputFormat(
-        shape=_known("input_shape", input_shape, module, stated, usual),
-        mean=_known("mean", mean, module, stated, usual),
-        std=_known("std", std, module, stated, usual),
-    )
+    given = {"input_shape": input_shape, "mean": mean, "std": std}
+    shape, *normalization = (_known(name, value, module, stated, usual) for name, value in given.items())
+    form = InputFormat(shape=shape, mean=normalization[0], std=normalization[1])
     module.eval().requires_grad_(False)
     count, norms = _tried(network, module, form)
     if (classes or count) != count:

@@ -17,9 +17,11 @@ def test_stages_say_channels_and_strides():
     assert [stage.stride for stage in parse_stages("vgg:8x2-8", "x")] == [1, 1, 2]
 
 
-@pytest.mark.parametrize("spec", ["vgg:", "vgg:16-", "vgg:0-8", "vgg:8x0", "resnet18", "vgg:16,32", "vgg:16 ", "VGG:16"])
+@pytest.mark.parametrize(
+    "spec", ["vgg:", "vgg:16-", "vgg:0-8", "vgg:8x0", "resnet18", "vgg:16,32", "vgg:16 ", "VGG:16"]
+)
 def test_other_texts_are_refused_with_the_option(spec):
-    with pytest.raises(ConfigError, match="--student.*vgg:16-32-64"):
+    with pytest.raises(ConfigError, match=r"--student.*vgg:16-32-64"):
         parse_stages(spec, "--student")
 
 

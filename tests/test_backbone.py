@@ -50,7 +50,7 @@ def test_generator_listens_to_latent_and_class():
 
 def test_pool_keeps_the_newest_rounded_to_8_bits():
     pool = ImagePool((1, 1, 1), 5)
-    with pytest.raises(ConfigError, match="image pool: empty"):
+    with pytest.raises(ConfigError, match=r"image pool: empty"):
         pool.sample(2, torch.Generator())
     pool.add(torch.tensor([10.0, 11, 12]).view(3, 1, 1, 1) / 255)
     assert len(pool) == 3
@@ -70,7 +70,7 @@ def test_pool_refuses_what_it_cannot_hold():
     assert len(pool) == 3
     assert torch.equal(pool.images[:3], images)
     for wrong, added in ((images, 4), (images.float(), 3), (images[:, :, :1], 3)):
-        with pytest.raises(ConfigError, match="image pool"):
+        with pytest.raises(ConfigError, match=r"image pool"):
             pool.restore(wrong, added)
 
 
@@ -89,9 +89,7 @@ def test_weight_zero_switches_a_term_off(teacher, student, monkeypatch, name):
     calls = []
     for other, function in FUNCTIONS.items():
         original = getattr(objectives, function)
-        monkeypatch.setattr(
-            objectives, function, lambda *a, _f=original, _n=other: (calls.append(_n), _f(*a))[1]
-        )
+        monkeypatch.setattr(objectives, function, lambda *a, _f=original, _n=other: (calls.append(_n), _f(*a))[1])
     FastBackbone(teacher, CONFIG, ALL.model_copy(update={name: 0.0}), seed=0).synthesize(student)
     assert set(calls) == FUNCTIONS.keys() - {name}
 
@@ -112,7 +110,7 @@ def test_weights_count(teacher, student):
 
 
 def test_something_must_be_wanted(teacher):
-    with pytest.raises(ConfigError, match="every weight is 0"):
+    with pytest.raises(ConfigError, match=r"every weight is 0"):
         FastBackbone(teacher, CONFIG, ObjectiveWeights(**NONE), seed=0)
 
 
@@ -153,7 +151,7 @@ def test_shared_generator_moves_toward_the_adapted(teacher, student):
 
 def test_diverging_synthesis_is_refused(teacher, student):
     config = CONFIG.model_copy(update={"generator_rate": 1e38, "latent_rate": 1e38, "inner_steps": 5})
-    with pytest.raises(ConfigError, match="synthesis: objective"):
+    with pytest.raises(ConfigError, match=r"synthesis: objective"):
         FastBackbone(teacher, config, ALL, seed=0).synthesize(student)
 
 

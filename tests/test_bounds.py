@@ -141,6 +141,18 @@ def test_bounds_of_a_firing_layer_are_reached():
     assert prove_bounds(graph.with_timesteps(400))["out"] == bounds
 
 
+def test_a_reset_may_raise_or_lower_what_follows():
+    # Only the first input: 10 stays at the threshold, then 20. Both: 13 fires at once. The largest sum is neither.
+    graph = single([[10, 3]], bits=1, timesteps=2, decay_u=4096, vth=10)
+    images = np.array([[1, 0], [1, 1]]).reshape(2, 1, 1, 2)
+    assert extremes(graph, images)["out"][3] == 20 * 64
+    assert prove_bounds(graph)["out"].v_high == (10 + 13) * 64
+    # Spikes take away what the bias gathers while the current falls: 4, 3, 2, 1 fire, then 0, -1, -3, -6.
+    falling = single([[-1]], bits=1, timesteps=8, decay_u=0, vth=0, bias=np.array([5]))
+    assert extremes(falling, np.ones((1, 1, 1, 1), np.int64))["out"][2] == -6 * 64
+    assert prove_bounds(falling)["out"].v_low == -6 * 64
+
+
 def test_a_source_that_never_fires_adds_nothing():
     graph = single([[5, -5]], vth=VTH_NEVER)
     silent = replace(

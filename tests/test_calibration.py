@@ -23,7 +23,7 @@ def network(seed=0, outlier=0.0, bias=0.1, timesteps=4, channels=6):
     rng = np.random.default_rng(seed)
     weight = rng.uniform(-0.4, 0.4, (channels, 1, 3, 3))
     weight[0, 0, 0, 0] += outlier
-    gain = {"tau_mem": 4e-3, "r": 4.0}
+    gain = {"tau_mem": 4e-3, "r": 5.0}  # not 1 / leak
     nodes = (
         Input(name="image", shape=SHAPE),
         Conv2d(name="conv", weight=weight, bias=rng.normal(bias, 0.1, channels), padding=(1, 1)),

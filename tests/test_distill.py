@@ -38,7 +38,10 @@ def teacher():
 
 
 def distiller(teacher, spec="inherit", **over):
-    content = {**TINY, **{key: {**TINY.get(key, {}), **value} if isinstance(value, dict) else value for key, value in over.items()}}
+    content = {
+        **TINY,
+        **{key: {**TINY.get(key, {}), **value} if isinstance(value, dict) else value for key, value in over.items()},
+    }
     config = load_config(None, content)
     torch.manual_seed(config.seed)
     student, scales = build_student(teacher, spec, config.timesteps, NeuronModel())
@@ -86,7 +89,13 @@ def test_history_is_json_and_complete(teacher):
     assert seen[0][2].startswith("kl ")
     history = json.loads(json.dumps(run.history, allow_nan=False))
     assert [entry["step"] for entry in history] == [4, 8, 9]
-    names = {"step", "kl", "kl_per_timestep", "rates", *(f"synthesis/{k}" for k in ("bn", "onehot", "adversarial", "diversity", "rca", "tar"))}
+    names = {
+        "step",
+        "kl",
+        "kl_per_timestep",
+        "rates",
+        *(f"synthesis/{k}" for k in ("bn", "onehot", "adversarial", "diversity", "rca", "tar")),
+    }
     assert all(entry.keys() == names for entry in history)
 
 
@@ -147,7 +156,7 @@ def test_checkpoint_of_other_settings_is_refused(teacher, tmp_path, other):
     distiller(teacher).save(tmp_path / "c.safetensors")
     fresh = distiller(teacher, **other)
     before = bits(fresh.student)
-    with pytest.raises(ArtifactError, match="other settings.*without --resume"):
+    with pytest.raises(ArtifactError, match=r"other settings.*without --resume"):
         fresh.restore(tmp_path / "c.safetensors")
     assert equal(before, bits(fresh.student))
 
@@ -159,14 +168,14 @@ def test_checkpoint_may_be_continued_with_other_checkpointing(teacher, tmp_path)
 
 def test_damaged_checkpoints_are_refused(teacher, tmp_path):
     file = tmp_path / "c.safetensors"
-    with pytest.raises(ArtifactError, match="does not exist"):
+    with pytest.raises(ArtifactError, match=r"does not exist"):
         distiller(teacher).restore(file)
     run = distiller(teacher)
     run.run(silent, file)
     whole = file.read_bytes()
     tensors, description = read_tensors(file)
     file.write_bytes(whole[:-100])
-    with pytest.raises(ArtifactError, match="not a readable checkpoint"):
+    with pytest.raises(ArtifactError, match=r"not a readable checkpoint"):
         distiller(teacher).restore(file)
     for name in ("pool", "draws/student", "generator/expand.weight", "adam/0/exp_avg"):
         for changed in (None, torch.zeros(3)):
@@ -174,13 +183,11 @@ def test_damaged_checkpoints_are_refused(teacher, tmp_path):
             if changed is not None:
                 damaged[name] = changed
             write_tensors(damaged, description, file)
-            if name.startswith("adam"):
-                continue
-            with pytest.raises(ArtifactError, match="not a readable checkpoint"):
+            with pytest.raises(ArtifactError, match=r"not a readable checkpoint"):
                 distiller(teacher).restore(file)
     for wrong in ({}, {"distiller": 3}, {"distiller": {}}):
         write_tensors(tensors, wrong, file)
-        with pytest.raises(ArtifactError, match="not a readable checkpoint"):
+        with pytest.raises(ArtifactError, match=r"not a readable checkpoint"):
             distiller(teacher).restore(file)
 
 
@@ -193,17 +200,17 @@ def test_failed_checkpoint_leaves_the_older_one(teacher, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(ArtifactError, match="could not be written"):
+        with pytest.raises(ArtifactError, match=r"could not be written"):
             run.save(file)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert file.read_bytes() == before
-    assert os.listdir(tmp_path) == ["c.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["c.safetensors"]
 
 
 def test_loss_that_is_not_finite_is_refused(teacher):
     run = distiller(teacher, distill={"learning_rate": 1e30})
-    with pytest.raises(ConfigError, match="finite.*lower"):
+    with pytest.raises(ConfigError, match=r"finite.*lower"):
         run.run(silent)
 
 
@@ -212,7 +219,9 @@ def test_inherited_statistics_stay_and_others_are_estimated(teacher):
     before = [norm.running_var.clone() for norm in inherited.student.norms()]
     for run in (inherited, plain):
         run.run(silent)
-    assert all(torch.equal(norm.running_var, kept) for norm, kept in zip(inherited.student.norms(), before))
+    assert all(
+        torch.equal(norm.running_var, kept) for norm, kept in zip(inherited.student.norms(), before, strict=True)
+    )
     assert not any(torch.equal(norm.running_var, torch.ones_like(norm.running_var)) for norm in plain.student.norms())
 
 
@@ -226,7 +235,7 @@ def test_observed_activations_are_the_teachers(teacher):
         if isinstance(layer, torch.nn.ReLU):
             expected.append(values)
     assert len(activations) == 3
-    assert all(torch.allclose(one, other) for one, other in zip(activations, expected))
+    assert all(torch.allclose(one, other) for one, other in zip(activations, expected, strict=True))
 
 
 def test_following_is_its_formula():
@@ -246,7 +255,7 @@ def test_following_is_its_formula():
         "kl_per_timestep": 0.4 * (divergence(each[0]) + divergence(each[1])) / 2,
         "rates": 0.7 * sum(
             float(functional.mse_loss(scale * layer.mean(0), target) / target.square().mean())
-            for scale, layer, target in zip((1.5, 2.5), spikes, wanted)
+            for scale, layer, target in zip((1.5, 2.5), spikes, wanted, strict=True)
         ) / 2,
     }  # fmt: skip
     assert terms == pytest.approx(expected, rel=1e-5)
@@ -285,6 +294,7 @@ def test_no_data_file_is_opened_while_distilling(tmp_path):
         import json, sys
         from pathlib import Path
         import torch
+        import torch._dynamo  # the first optimiser imports it, and it reads what is installed
         torch.set_num_threads(1)
         from stars_deploy.config import load_config
         from stars_deploy.distill import Distiller
@@ -299,7 +309,8 @@ def test_no_data_file_is_opened_while_distilling(tmp_path):
                 opened.append(str(arguments[0]))
         sys.addaudithook(audit)
         student, scales = build_student(teacher, "inherit", config.timesteps, NeuronModel())
-        Distiller(teacher=teacher, student=student, scales=scales, config=config).run(lambda *_: None, folder / "c.safetensors")
+        run = Distiller(teacher=teacher, student=student, scales=scales, config=config)
+        run.run(lambda *_: None, folder / "c.safetensors")
         distilling = list(opened)
         (folder / "data.bin").write_bytes(b"data")
         (folder / "data.bin").read_bytes()
@@ -313,5 +324,7 @@ def test_no_data_file_is_opened_while_distilling(tmp_path):
     assert any(path.endswith("data.bin") for path in afterwards)  # the hook sees what is read
     assert any(str(tmp_path) in path for path in distilling)  # the checkpoint's own writing
     code = (".py", ".pyc", ".so")
-    strange = [path for path in distilling if str(tmp_path) not in path and not path.endswith(code) and ".pyc." not in path]
-    assert strange == []
+    strange = [
+        path for path in distilling if str(tmp_path) not in path and not path.endswith(code) and ".pyc." not in path
+    ]
+    assert strange == [], strange

@@ -12,7 +12,12 @@ RNG = np.random.default_rng(5)
 
 def statistics(channels, seed=1):
     rng = np.random.default_rng(seed)
-    mean, var, gamma, beta = rng.normal(size=channels), rng.uniform(0.5, 2, channels), rng.normal(size=channels), rng.normal(size=channels)
+    mean, var, gamma, beta = (
+        rng.normal(size=channels),
+        rng.uniform(0.5, 2, channels),
+        rng.normal(size=channels),
+        rng.normal(size=channels),
+    )
     return NormStatistics(
         name="n", **{k: torch.tensor(v) for k, v in {"mean": mean, "var": var, "gamma": gamma, "beta": beta}.items()}
     )  # fmt: skip
@@ -39,7 +44,7 @@ def sigmoid(values):
 
 def test_norm_matching_is_its_formula():
     expected = 0.0
-    for values, known in zip(INPUTS, KNOWN):
+    for values, known in zip(INPUTS, KNOWN, strict=True):
         mean, var = values.mean((0, 2, 3)), values.var((0, 2, 3))
         expected += np.linalg.norm(mean - known.mean.numpy()) / np.sqrt(known.var.numpy().sum())
         expected += np.linalg.norm(var - known.var.numpy()) / np.linalg.norm(known.var.numpy())
@@ -108,7 +113,9 @@ def test_soft_tail_values_are_the_published_quadrature():
     found = objectives.soft_tail(torch.tensor([0.5, 1.0, 1.5, 2.0]))
     assert [round(value, 4) for value in found.tolist()] == [0.3238, 0.1805, 0.0856, 0.0343]
     samples = np.random.default_rng(0).normal(size=400_000)
-    assert float(objectives.soft_tail(torch.tensor(-0.7))) == pytest.approx(sigmoid((samples + 0.7) / 0.25).mean(), abs=2e-3)
+    assert float(objectives.soft_tail(torch.tensor(-0.7))) == pytest.approx(
+        sigmoid((samples + 0.7) / 0.25).mean(), abs=2e-3
+    )
 
 
 def test_tail_matching_is_its_formula():
@@ -118,11 +125,11 @@ def test_tail_matching_is_its_formula():
     density = np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi) * (grid[1] - grid[0])
     pi = [(sigmoid((grid - kappa) / 0.25) * density).sum() for kappa in (1.0, 2.0)]
     expected = []
-    for values, known in zip(INPUTS, KNOWN):
+    for values, known in zip(INPUTS, KNOWN, strict=True):
         terms = []
         for channel in range(values.shape[1]):
             sigma = math.sqrt(float(known.var[channel]) + 1e-5)
-            for kappa, target in zip((1.0, 2.0), pi):
+            for kappa, target in zip((1.0, 2.0), pi, strict=True):
                 theta = float(known.mean[channel]) + kappa * sigma
                 exceed = sigmoid((values[:, channel] - theta) / (0.25 * sigma)).mean()
                 terms.append((exceed - target) ** 2 / (target * (1 - target)))
@@ -132,7 +139,9 @@ def test_tail_matching_is_its_formula():
 
 
 def test_tail_matching_vanishes_for_gaussians():
-    values = torch.randn(4000, 3, 4, 4, dtype=torch.float64) * KNOWN[0].var.sqrt().view(1, -1, 1, 1) + KNOWN[0].mean.view(1, -1, 1, 1)
+    values = torch.randn(4000, 3, 4, 4, dtype=torch.float64) * KNOWN[0].var.sqrt().view(1, -1, 1, 1) + KNOWN[
+        0
+    ].mean.view(1, -1, 1, 1)
     for kappas in (objectives.gaussian_kappas(KNOWN[:1], (1.0, 2.0)), objectives.boundary_kappas(KNOWN[:1])):
         targets = [objectives.soft_tail(kappa) for kappa in kappas]
         assert float(objectives.match_tails([values], KNOWN[:1], kappas, targets)) < 1e-4
@@ -146,7 +155,9 @@ def test_boundary_thresholds_are_where_the_affine_crosses_zero():
     assert inside.any()
     crossing = known.gamma * kappa[0] + known.beta
     assert torch.allclose(crossing[inside], torch.zeros(int(inside.sum()), dtype=torch.float64), atol=1e-9)
-    flat = NormStatistics(name="n", mean=torch.zeros(2), var=torch.ones(2), gamma=torch.zeros(2), beta=torch.tensor([1.0, -1.0]))
+    flat = NormStatistics(
+        name="n", mean=torch.zeros(2), var=torch.ones(2), gamma=torch.zeros(2), beta=torch.tensor([1.0, -1.0])
+    )
     assert objectives.boundary_kappas([flat])[0].tolist() == [[-2.5, 2.5]]
 
 
@@ -181,7 +192,10 @@ def losses():
         "adversarial": (lambda x: objectives.disagree(x, other), OTHER + 0.1 * LOGITS),
         "rca": (lambda x: objectives.align_relations(teacher, x), RNG.normal(size=(6, 7))),
         "tar": (lambda x: objectives.match_tails([x], KNOWN[:1], kappas, targets), INPUTS[0]),
-        "diversity": (lambda x: objectives.spread_within_classes(x, x, labels), np.ones((6, 9)) + 0.05 * RNG.random((6, 9))),
+        "diversity": (
+            lambda x: objectives.spread_within_classes(x, x, labels),
+            np.ones((6, 9)) + 0.05 * RNG.random((6, 9)),
+        ),
     }
 
 

@@ -78,10 +78,16 @@ def graphs(draw):
 
 
 def assert_same(one, other):
-    """Compare the spikes of every population, and the logits."""
+    """Compare the input and the spikes of every population, and the logits."""
     images = random_images()
     before, after = run_float(one, images), run_float(other, images)
     for node in one.nodes:
+        if isinstance(node, (LIF, Integrator)):
+            currents = [
+                sum(record.values[source] for source in graph.sources(node.name))
+                for graph, record in ((one, before), (other, after))
+            ]
+            np.testing.assert_allclose(currents[1], currents[0], rtol=1e-9, atol=1e-9)
         if isinstance(node, LIF):
             np.testing.assert_array_equal(after.values[node.name], before.values[node.name])
     np.testing.assert_allclose(after.logits, before.logits, rtol=1e-9, atol=1e-9)

@@ -313,6 +313,7 @@ def test_compare_has_a_row_a_setting_and_marks_the_best(built):
     assert [row.evaluation.timesteps for row in rows] == [1, 2, 4]
     energies = [row.cost.energy.total.nominal for row in rows]
     assert energies == sorted(energies)
+    assert {row.cost.ann.macs for row in rows} == {built[0].report["ann"]["macs"]}
     assert rows[0].pareto and any(row.pareto for row in rows)
     again = simulate_model(built[0].directory, limit=100)
     assert rows[2].evaluation.totals() == again.evaluation.totals()

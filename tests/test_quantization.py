@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from stars_deploy.errors import QuantizationError
-from stars_deploy.export.bounds import prove_bounds
+from stars_deploy.export.bounds import StateBounds, prove_bounds
 from stars_deploy.export.execution import run_float
 from stars_deploy.export.quantization import append_layer, float_layers, quantize_graph, quantized_input
 from stars_deploy.graph import LIF, BatchNorm, Conv2d, Input, Integrator, Linear, Normalize, SpikingGraph
@@ -228,6 +228,13 @@ def test_a_readout_of_too_many_timesteps_is_refused():
     graph = changed(network(timesteps=1000), last={"bias": np.array([5.0, 1, 1]), "weight": np.full((3, 20), 0.01)})
     with pytest.raises(QuantizationError, match="last: its largest weight"):
         quantize_graph(graph, 8, 8)
+
+
+def test_what_is_returned_is_proven_whatever_the_search_believed(monkeypatch):
+    blind = StateBounds(u_low=0, u_high=0, v_low=0, v_high=0)
+    monkeypatch.setattr("stars_deploy.export.quantization.bound_population", lambda graph, population: blind)
+    with pytest.raises(QuantizationError, match="readout: accumulates up to"):
+        quantize_graph(network(timesteps=400), 8, 2)
 
 
 def test_an_own_call_of_append_layer_ends_with_the_same_layer():

@@ -48,7 +48,9 @@ def vgg(teacher, spec="vgg:4-6", timesteps=3, seed=0):
 def test_neurons_follow_the_equation_and_norse(decay):
     currents = torch.randn(9, 4, 5, generator=torch.Generator().manual_seed(1)) + 0.3
     spikes = SpikingLayer(NeuronModel(decay=decay))(currents)
-    parameters = LIFBoxParameters(tau_mem_inv=torch.tensor((1 - decay) / DT), method="triangle", alpha=torch.tensor(1.0))
+    parameters = LIFBoxParameters(
+        tau_mem_inv=torch.tensor((1 - decay) / DT), method="triangle", alpha=torch.tensor(1.0)
+    )
     state = LIFBoxFeedForwardState(v=torch.zeros(4, 5))
     for step in range(9):
         expected, state = lif_box_feed_forward_step(currents[step] / (1 - decay), state, parameters, DT)
@@ -143,7 +145,9 @@ def test_fused_path_has_the_values_and_gradients_of_the_plain_one(teacher, bias,
     weights = torch.randn_like(fused)
     parameters = [*conv.parameters(), *norm.parameters()]
     for one, other in zip(
-        torch.autograd.grad((fused * weights).sum(), parameters), torch.autograd.grad((plain * weights).sum(), parameters)
+        torch.autograd.grad((fused * weights).sum(), parameters),
+        torch.autograd.grad((plain * weights).sum(), parameters),
+        strict=True,
     ):
         assert torch.allclose(one, other, atol=1e-9)
     hook.remove()
@@ -159,9 +163,9 @@ def test_students_of_a_spec_are_built_and_wrong_ones_refused(teacher):
     for spec, timesteps, message in (("resnet", 4, "inherit"), ("vgg:", 4, "vgg"), ("inherit", 0, "--timesteps: 0")):
         with pytest.raises(ConfigError, match=message):
             build_student(teacher, spec, timesteps, NeuronModel())
-    with pytest.raises(ConfigError, match="--timesteps"):
+    with pytest.raises(ConfigError, match=r"--timesteps"):
         Student(list(student.layers), teacher.input, 0)
-    with pytest.raises(ConfigError, match="no layer that spikes"):
+    with pytest.raises(ConfigError, match=r"no layer that spikes"):
         Student([nn.Flatten(), nn.Linear(64, 10)], teacher.input, 1)
 
 
@@ -182,7 +186,7 @@ def test_round_trip_has_equal_bits_and_outputs(teacher, tmp_path, spec):
     with torch.no_grad():
         ours, theirs = student(images), read(images)
     assert torch.equal(ours.logits, theirs.logits)
-    assert all(torch.equal(one, other) for one, other in zip(ours.spikes, theirs.spikes))
+    assert all(torch.equal(one, other) for one, other in zip(ours.spikes, theirs.spikes, strict=True))
     assert plan.neuron == neuron
     assert plan.labels == tuple("abcdefghij")
     assert plan.input == teacher.input
@@ -210,6 +214,7 @@ HOSTILE = {
     "huge layer": lambda d: d["layers"][0].update(out_channels=10**9),
     "negative": lambda d: d["layers"][0].update(in_channels=-1),
     "padding": lambda d: d["layers"][0].update(padding=[10**6, 10**6]),
+    "huge map": lambda d: (d["layers"][0].update(padding=[5000] * 2), d["layers"][3].update(stride=[3335] * 2)),
     "device": lambda d: d["layers"][0].update(device="cuda"),
     "padding mode": lambda d: d["layers"][0].update(padding_mode="reflect"),
     "spiking layer": lambda d: d["layers"][2].update(width=3),
@@ -233,7 +238,7 @@ def test_hostile_descriptions_are_refused(teacher, tmp_path, case):
     path = saved(vgg(teacher), tmp_path / "s.safetensors")
     load_student(path)
     rewritten(path, HOSTILE[case])
-    with pytest.raises(FormatError, match="impossible student|does not fit"):
+    with pytest.raises(FormatError, match=r"impossible student|does not fit"):
         load_student(path)
 
 
@@ -250,19 +255,19 @@ def test_hostile_descriptions_are_refused(teacher, tmp_path, case):
 def test_students_with_other_weights_are_refused(teacher, tmp_path, change):
     path = saved(vgg(teacher), tmp_path / "s.safetensors")
     rewritten(path, lambda d: None, change)
-    with pytest.raises(FormatError, match="impossible student"):
+    with pytest.raises(FormatError, match=r"impossible student"):
         load_student(path)
 
 
 def test_files_that_are_no_student_are_refused(teacher, tmp_path):
     path = tmp_path / "s.safetensors"
-    with pytest.raises(ArtifactError, match="does not exist"):
+    with pytest.raises(ArtifactError, match=r"does not exist"):
         load_student(path)
     saved(vgg(teacher), path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-10])
-    with pytest.raises(FormatError, match="cannot be read"):
+    with pytest.raises(FormatError, match=r"cannot be read"):
         load_student(path)
     save_file({"a": torch.zeros(2)}, str(path))
-    with pytest.raises(FormatError, match="holds no student"):
+    with pytest.raises(FormatError, match=r"holds no student"):
         load_student(path)

@@ -13,7 +13,9 @@ def silent(done, of, text):
 
 
 def trained(seed, progress=silent):
-    return train_teacher("vgg:8-16", load_dataset("digits", train=True), TrainingPlan(epochs=3, shift=1), seed, progress)
+    return train_teacher(
+        "vgg:8-16", load_dataset("digits", train=True), TrainingPlan(epochs=3, shift=1), seed, progress
+    )
 
 
 def test_trained_teacher_is_good_described_and_loadable(tmp_path):
@@ -44,15 +46,15 @@ def test_seed_decides():
     "wrong", [{"epochs": 0}, {"batch": 1}, {"shift": -1}, {"learning_rate": 0}, {"learning_rate": float("nan")}]
 )
 def test_impossible_plans_are_refused(wrong):
-    with pytest.raises(ConfigError, match="training"):
+    with pytest.raises(ConfigError, match=r"training"):
         TrainingPlan(**wrong)
 
 
 def test_too_little_data_and_diverging_losses_are_refused():
     data = load_dataset("digits", train=True)
-    with pytest.raises(DataError, match="1 training images"):
+    with pytest.raises(DataError, match=r"1 training images"):
         train_teacher("vgg:4", data.first(1), TrainingPlan(), 0, silent)
-    with pytest.raises(ConfigError, match="lower the learning rate"):
+    with pytest.raises(ConfigError, match=r"lower the learning rate"):
         train_teacher("vgg:4", data.first(256), TrainingPlan(epochs=4, learning_rate=1e38), 0, silent)
 
 

@@ -9,7 +9,7 @@ def test_views_are_windows_of_the_padded_image():
     views = randomly_shifted(images, 2, False, torch.Generator().manual_seed(1))
     padded = functional.pad(images, (2, 2, 2, 2), mode="replicate")
     moves = set()
-    for image, view in zip(padded, views):
+    for image, view in zip(padded, views, strict=True):
         found = [
             (row, column)
             for row in range(5)
@@ -24,8 +24,8 @@ def test_views_are_windows_of_the_padded_image():
 def test_flips_mirror_about_half():
     images = torch.rand(200, 1, 3, 4)
     views = randomly_shifted(images, 0, True, torch.Generator().manual_seed(1))
-    mirrored = [torch.equal(view, image.flip(2)) for image, view in zip(images, views)]
-    same = [torch.equal(view, image) for image, view in zip(images, views)]
+    mirrored = [torch.equal(view, image.flip(2)) for image, view in zip(images, views, strict=True)]
+    same = [torch.equal(view, image) for image, view in zip(images, views, strict=True)]
     assert sum(mirrored) + sum(same) == 200
     assert 60 < sum(mirrored) < 140
 

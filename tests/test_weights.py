@@ -34,27 +34,27 @@ def test_round_trip_keeps_bits_and_description(tmp_path):
     read, description = read_tensors(tmp_path / "w.safetensors")
     assert same(read, tensors)
     assert description == {"spec": "x", "n": [1, 2]}
-    with pytest.raises(ValueError, match="JSON"):
+    with pytest.raises(ValueError, match=r"JSON"):
         write_tensors(STATE, {"loss": float("nan")}, tmp_path / "w.safetensors")
     assert same(read_tensors(tmp_path / "w.safetensors")[0], tensors)
 
 
 def test_damaged_tensors_are_refused(tmp_path):
     file = tmp_path / "w.safetensors"
-    with pytest.raises(ArtifactError, match="does not exist"):
+    with pytest.raises(ArtifactError, match=r"does not exist"):
         read_tensors(file)
     write_tensors(STATE, {}, file)
     whole = file.read_bytes()
     for content in (whole[:-4], whole[:20], b"\xff" * 16, (2**60).to_bytes(8, "little") + b"{}"):
         file.write_bytes(content)
-        with pytest.raises(FormatError, match="cannot be read"):
+        with pytest.raises(FormatError, match=r"cannot be read"):
             read_tensors(file)
     for text in ("[1]", "3", "{", "[" * 100000):
         save_file(STATE, str(file), metadata={"stars_deploy": text})
         with pytest.raises(FormatError):
             read_tensors(file)
     file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
-    with pytest.raises(ArtifactError, match="git lfs pull"):
+    with pytest.raises(ArtifactError, match=r"git lfs pull"):
         read_tensors(file)
 
 
@@ -76,7 +76,7 @@ def test_torch_files_are_read_plain_and_nested(tmp_path, nested):
 def test_torch_files_need_trust_where_torch_is_old(tmp_path, monkeypatch):
     torch.save(STATE, tmp_path / "w.pth")
     monkeypatch.setattr(weights.torch, "__version__", "2.5.1+cpu")
-    with pytest.raises(TeacherError, match="CVE-2025-32434.*convert.*--trust-weights"):
+    with pytest.raises(TeacherError, match=r"CVE-2025-32434.*convert.*--trust-weights"):
         read_weights(tmp_path / "w.pth")
     assert same(read_weights(tmp_path / "w.pth", trust=True)[0], STATE)
     monkeypatch.setattr(weights.torch, "__version__", "2.6.0")
@@ -86,7 +86,7 @@ def test_torch_files_need_trust_where_torch_is_old(tmp_path, monkeypatch):
 @pytest.mark.skipif(not OLD_TORCH, reason="torch is new enough here")
 def test_old_torch_is_recognised_without_help(tmp_path):
     torch.save(STATE, tmp_path / "w.pt")
-    with pytest.raises(TeacherError, match="CVE-2025-32434"):
+    with pytest.raises(TeacherError, match=r"CVE-2025-32434"):
         read_weights(tmp_path / "w.pt")
 
 
@@ -98,7 +98,7 @@ def test_code_in_a_torch_file_is_never_run(tmp_path, form):
         file.write_bytes(pickle.dumps(hostile))
     else:
         torch.save(hostile, file, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(TeacherError, match="never loaded|cannot be read"):
+    with pytest.raises(TeacherError, match=r"never loaded|cannot be read"):
         read_weights(file, trust=True)
     assert not target.exists()
     if form == "zip":  # the file is a working attack
@@ -134,21 +134,22 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     (tmp_path / "w.h5").write_bytes(b"hello")
     with pytest.raises(TeacherError, match=r"a \.h5 file"):
         read_weights(tmp_path / "w.h5")
-    with pytest.raises(TeacherError, match="does not exist"):
+    with pytest.raises(TeacherError, match=r"does not exist"):
         read_weights(tmp_path / "none.safetensors")
     (tmp_path / "w.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
-    with pytest.raises(TeacherError, match="git lfs pull"):
+    with pytest.raises(TeacherError, match=r"git lfs pull"):
         read_weights(tmp_path / "w.pt", trust=True)
 
 
 def test_compressed_torch_file_is_refused(tmp_path):
     torch.save({"a": torch.zeros(200_000)}, tmp_path / "w.pt")
-    with zipfile.ZipFile(tmp_path / "w.pt") as source, zipfile.ZipFile(
-        tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED
-    ) as packed:
+    with (
+        zipfile.ZipFile(tmp_path / "w.pt") as source,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
         for entry in source.infolist():
             packed.writestr(entry.filename, source.read(entry))
-    with pytest.raises(TeacherError, match="unpacks to"):
+    with pytest.raises(TeacherError, match=r"unpacks to"):
         read_weights(tmp_path / "bomb.pt", trust=True)
 
 

@@ -213,7 +213,7 @@ def simulate_model(
         "timesteps": evaluation.timesteps,
         "accuracy": evaluation.accuracy,
         "counts": summarize_counts(evaluation),
-        **summarize_cost(estimate_cost(graph, evaluation, profile)),
+        **summarize_cost(estimate_cost(graph, evaluation, profile, teacher_macs=model.teacher_macs)),
     }
     return Simulation(evaluation=evaluation, summary=summary)
 
@@ -275,6 +275,7 @@ def compare_models(
                 built_for=model.graph.timesteps,
                 quantized_again=model.directory is not None,
                 teacher_predictions=answers,
+                teacher_macs=model.teacher_macs,
                 model=model.name,
                 progress=watch.advanced,
             )

@@ -14,7 +14,7 @@ from stars_deploy.export.bounds import prove_bounds
 from stars_deploy.export.calibration import Calibration, calibrate_graph
 from stars_deploy.export.quantization import quantize_graph
 from stars_deploy.graph import SpikingGraph
-from stars_deploy.pipeline.directory import FLOAT_GRAPH, MODEL, RunDirectory, as_pixels
+from stars_deploy.pipeline.directory import FLOAT_GRAPH, MODEL, REPORT, RunDirectory, as_pixels
 from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.serde import load_quantized, load_spiking
 from stars_deploy.targets.netx_reader import read_netx
@@ -28,6 +28,13 @@ class Model:
     file: Path
     graph: QuantizedGraph
     directory: RunDirectory | None = None
+
+    @property
+    def teacher_macs(self) -> int | None:
+        """Multiply-accumulates of the teacher, where the folder's report tells."""
+        if self.directory is None or not self.directory.file(REPORT).is_file():
+            return None
+        return int(self.directory.report()["ann"]["macs"])
 
     def at_timesteps(self, timesteps: int | None) -> QuantizedGraph:
         """Return the network for another number of timesteps, with its bounds proven.

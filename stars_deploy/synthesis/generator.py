@@ -59,6 +59,7 @@ class ImagePool:
 
     def add(self, images: Tensor) -> None:
         """Store images (B, C, H, W) in [0, 1], rounded to 8 bits, in place of the oldest."""
+        # More than fit: writing one slot twice has no defined order in torch.
         images = images[-len(self.images) :]
         slots = (self.added + torch.arange(len(images))) % len(self.images)
         self.images[slots] = (images.detach() * 255).round().to(torch.uint8)
