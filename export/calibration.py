@@ -21,8 +21,6 @@ from stars_deploy.quantized import QuantizedGraph, QuantizedInput
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 #: Fewest input bits tried.
 FEWEST_INPUT_BITS = 4
-#: Images used: the error of a current averages over every neuron and timestep as well.
-CALIBRATION_SAMPLES = 32
 #: Beyond these, :attr:`LayerReport.warnings` has something to say. Our choice: none of them stops a build.
 SATURATED_RATE = 0.9
 LARGE_ERROR = 0.2
@@ -105,7 +103,7 @@ def calibrate_graph(graph: SpikingGraph, images: FloatArray, bits: int, input_bi
     ----------
     graph : SpikingGraph
     images : array, (N, C, H, W)
-        Synthetic images in [0, 1]; the first few are used.
+        Synthetic images in [0, 1]; a few dozen do, as the error of a current averages over neurons and timesteps too.
     bits : int
         Weight bits.
     input_bits : int
@@ -117,7 +115,7 @@ def calibrate_graph(graph: SpikingGraph, images: FloatArray, bits: int, input_bi
     """
     if not len(images):
         raise QuantizationError("calibration", "no images", "at least one")
-    images = np.asarray(images[:CALIBRATION_SAMPLES], dtype=np.float64)
+    images = np.asarray(images, dtype=np.float64)
     record = run_float(graph, images)
     built: QuantizedGraph | None = None
     shares: dict[str, float] = {}

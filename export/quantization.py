@@ -16,6 +16,7 @@ import numpy as np
 from stars_deploy.errors import QuantizationError
 from stars_deploy.export.bounds import bound_population, prove_bounds
 from stars_deploy.graph import LIF, NEURONS, Conv2d, FloatArray, Input, Integrator, Linear, Node, SpikingGraph
+from stars_deploy.precision import Precision
 from stars_deploy.quantized import (
     BIAS_LIMIT,
     DECAY_ONE,
@@ -23,7 +24,6 @@ from stars_deploy.quantized import (
     ConvProjection,
     DenseProjection,
     Population,
-    Precision,
     Projection,
     QuantizedGraph,
     QuantizedInput,

@@ -107,7 +107,11 @@ class DistillConfig(_Section):
 
 
 class BuildConfig(_Section):
-    """Everything that a build depends on."""
+    """Everything that a build depends on.
+
+    ``input_bits`` is the most that calibration may choose; ``calibration_images`` synthetic images are what it looks
+    at, ``held_out_images`` fresh ones are for the fidelity; ``verify_samples`` distinct images are run by each target.
+    """
 
     teacher: TeacherConfig = TeacherConfig()
     data: DataConfig = DataConfig()
@@ -121,7 +125,8 @@ class BuildConfig(_Section):
     targets: tuple[str, ...] = ("lava",)
     hardware: str = "loihi2"
     verify_samples: Annotated[int, Field(ge=2)] = 16
-    calibration_images: Annotated[int, Field(ge=16)] = 512
+    calibration_images: Count = 32
+    held_out_images: Annotated[int, Field(ge=16)] = 512
     threads: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 

@@ -105,6 +105,7 @@ def _quantization(config: BuildConfig, graph: QuantizedGraph, calibration: Calib
     return {
         "weight_bits": config.bits,
         "input_bits": calibration.input_bits,
+        "warnings": list(calibration.warnings),
         "layers": [
             {
                 **asdict(layer),

@@ -22,6 +22,7 @@ from stars_deploy import graph as floats
 from stars_deploy import quantized as integers
 from stars_deploy.artifacts import existing_file, written_whole
 from stars_deploy.errors import FormatError, StarsDeployError
+from stars_deploy.precision import Precision
 
 SCHEMA = "stars-deploy graph"
 SCHEMA_VERSION = 1
@@ -49,7 +50,7 @@ _TYPES: Mapping[str, type] = {
         floats.Integrator,
         integers.QuantizedGraph,
         integers.QuantizedInput,
-        integers.Precision,
+        Precision,
         integers.Population,
         integers.DenseProjection,
         integers.ConvProjection,

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from stars_deploy.quantized import ConvProjection, IntArray, Precision, Projection, QuantizedGraph
+from stars_deploy.precision import Precision
+from stars_deploy.quantized import ConvProjection, IntArray, Projection, QuantizedGraph
 from stars_deploy.targets.base import SpikeRecord
 from stars_deploy.targets.reference import project
 

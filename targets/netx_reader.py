@@ -16,13 +16,13 @@ import numpy as np
 
 from stars_deploy.artifacts import existing_file
 from stars_deploy.errors import FormatError, StarsDeployError
+from stars_deploy.precision import Precision
 from stars_deploy.quantized import (
     VTH_NEVER,
     ConvProjection,
     DenseProjection,
     IntArray,
     Population,
-    Precision,
     Projection,
     QuantizedGraph,
     QuantizedInput,

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from stars_deploy.artifacts import written_whole
 from stars_deploy.errors import TargetError
-from stars_deploy.quantized import ConvProjection, IntArray, Population, Precision, Projection, QuantizedGraph
+from stars_deploy.precision import Precision
+from stars_deploy.quantized import ConvProjection, IntArray, Population, Projection, QuantizedGraph
 from stars_deploy.targets.netx_limits import find_alteration
 
 SCHEMA = "stars-deploy netx"

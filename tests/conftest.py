@@ -9,14 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stars_deploy.quantized import (
-    ConvProjection,
-    DenseProjection,
-    Population,
-    Precision,
-    QuantizedGraph,
-    QuantizedInput,
-)
+from stars_deploy.precision import Precision
+from stars_deploy.quantized import ConvProjection, DenseProjection, Population, QuantizedGraph, QuantizedInput
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 

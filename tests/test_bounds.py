@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from stars_deploy.errors import QuantizationError
 from stars_deploy.export.bounds import bound_population, prove_bounds
+from stars_deploy.precision import Precision
 from stars_deploy.quantized import (
     VTH_NEVER,
     ConvProjection,
     DenseProjection,
     Population,
-    Precision,
     QuantizedGraph,
     QuantizedInput,
 )

@@ -18,7 +18,7 @@ COMMANDS = ["build", "export", "simulate", "compare", "verify", "teacher", "targ
 SHORT = {
     "distill": {"steps": 20, "checkpoint_every": 10},
     "synthesis": {"warmup_steps": 10, "batch": 64},
-    "calibration_images": 64,
+    "held_out_images": 64,
     "threads": 1,
 }
 

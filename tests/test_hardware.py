@@ -17,14 +17,8 @@ from stars_deploy.hardware import (
     parse_profile,
     total_of,
 )
-from stars_deploy.quantized import (
-    ConvProjection,
-    DenseProjection,
-    Population,
-    Precision,
-    QuantizedGraph,
-    QuantizedInput,
-)
+from stars_deploy.precision import Precision
+from stars_deploy.quantized import ConvProjection, DenseProjection, Population, QuantizedGraph, QuantizedInput
 
 BUILT_IN = {name: (resources.files("stars_deploy") / "profiles" / f"{name}.yaml").read_text() for name in PROFILES}
 

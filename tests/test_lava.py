@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from stars_deploy.errors import FormatError, QuantizationError, TargetError
-from stars_deploy.quantized import DenseProjection, Population, Precision, QuantizedGraph, QuantizedInput
+from stars_deploy.precision import Precision
+from stars_deploy.quantized import DenseProjection, Population, QuantizedGraph, QuantizedInput
 from stars_deploy.targets import find_target
 from stars_deploy.targets import lava as lava_target
 from stars_deploy.targets.base import compare_records

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stars_deploy.errors import ArtifactError, FormatError, TargetError
+from stars_deploy.precision import Precision
 from stars_deploy.quantized import (
     ConvProjection,
     DenseProjection,
     Population,
-    Precision,
     QuantizedGraph,
     QuantizedInput,
     same_graph,

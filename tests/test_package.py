@@ -1,6 +1,7 @@
 """How the three folders install as one package, and what importing it loads."""
 
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -44,10 +45,17 @@ def test_version_is_that_of_the_distribution():
     assert stars_deploy.__version__ in (ROOT / "pyproject.toml").read_text()
 
 
+def test_embedded_teacher_is_small():
+    assert (ROOT / "stars_deploy" / "assets" / "digits.safetensors").stat().st_size < 200_000
+
+
 @pytest.mark.slow
 def test_wheel_holds_one_top_level_package_and_its_files(tmp_path):
+    source = shutil.copytree(
+        ROOT, tmp_path / "source", symlinks=True, ignore=shutil.ignore_patterns(".*", "build", "runs", "*.egg-info")
+    )
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)], check=True
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(source)], check=True
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()

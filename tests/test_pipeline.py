@@ -39,7 +39,7 @@ def settings(**changes):
         "data": {"name": "digits"},
         "distill": {"steps": 30, "checkpoint_every": 10},
         "synthesis": {"warmup_steps": 20, "batch": 64},
-        "calibration_images": 64,
+        "held_out_images": 64,
         "targets": ["netx"],
         "threads": 1,
     }
@@ -382,7 +382,7 @@ def test_float_graph_in_place_of_the_integers_is_refused(copied):
 
 def test_images_of_a_run_directory_round_trip(built):
     images = RunDirectory(built[0].directory).images()
-    assert images.calibration.dtype == np.uint8 and images.calibration.shape == (64, 1, 8, 8)
+    assert images.calibration.dtype == np.uint8 and images.calibration.shape == (32, 1, 8, 8)
     assert len(np.unique(images.held_out.reshape(64, -1), axis=0)) > 32
     assert images.teacher_classes.shape == (64,)
 

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from stars_deploy.errors import GraphError, QuantizationError
+from stars_deploy.precision import Precision, check_range
 from stars_deploy.quantized import (
     ConvProjection,
     DenseProjection,
     Population,
-    Precision,
     QuantizedGraph,
     QuantizedInput,
-    check_range,
     same_graph,
 )
 

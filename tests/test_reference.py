@@ -8,14 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stars_deploy.errors import QuantizationError
-from stars_deploy.quantized import (
-    ConvProjection,
-    DenseProjection,
-    Population,
-    Precision,
-    QuantizedGraph,
-    QuantizedInput,
-)
+from stars_deploy.precision import Precision
+from stars_deploy.quantized import ConvProjection, DenseProjection, Population, QuantizedGraph, QuantizedInput
 from stars_deploy.targets.reference import run_reference
 
 M = 2**23

@@ -32,13 +32,12 @@ from stars_deploy.progress import Observer
 from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.report import compose_report
 from stars_deploy.serde import load_quantized, load_spiking, save_graph
-from stars_deploy.simulate import run_evaluation
+from stars_deploy.simulate import Evaluation, run_evaluation
 from stars_deploy.targets import find_target
 from stars_deploy.verification import check_verified
 
 # torch is imported where a stage needs it: opening the command line, or simulating a file, shall not wait for it.
 if TYPE_CHECKING:
-    from stars_deploy.student import Student
     from stars_deploy.teacher import Teacher
 
 
@@ -98,6 +97,8 @@ def build(
     directory.unseal()
     with watch.stage("quantise"):
         calibration = _quantise(config, directory)
+        for warning in calibration.warnings:
+            watch.noted(warning)
     graph = load_quantized(directory.file(MODEL))
     with watch.stage("write"):
         write_targets(graph, directory.path, config.targets)
@@ -108,30 +109,50 @@ def build(
         verifications = verify_targets(graph, directory.path, config.targets, samples.images, watch)
     check_verified(verifications)
     with watch.stage("simulate"):
-        images = as_pixels(directory.images().held_out) if data is None else data.images
-        evaluation = run_evaluation(
-            graph, images, None if data is None else data.labels, progress=lambda done, of: watch.advanced(done, of)
-        )
-        student_accuracy = None if data is None else _student_accuracy(directory, data)
-        teacher_accuracy = None if data is None else _accuracy(teacher.predict(_tensor(data.images)).numpy(), data)
-        fidelity = _fidelity(directory, graph)
+        measured = _measure(directory, graph, teacher, data, watch)
     report = compose_report(
         config=config,
         graph=graph,
         teacher={"spec": teacher.spec, "labels": list(teacher.labels), **teacher.weights},
-        accuracy={"teacher": teacher_accuracy, "student": student_accuracy, "quantized": evaluation.accuracy},
+        accuracy=measured.accuracy,
         sample_labels=samples.labels,
         sample_source=samples.source,
-        fidelity=fidelity,
+        fidelity=measured.fidelity,
         verifications=verifications,
-        evaluation=evaluation,
+        evaluation=measured.evaluation,
         evaluated_on=None if data is None else data.name,
-        cost=estimate_cost(graph, evaluation, profile, teacher_macs=_teacher_macs(teacher)),
+        cost=estimate_cost(graph, measured.evaluation, profile, teacher_macs=_teacher_macs(teacher)),
         calibration=calibration,
         seconds=watch.seconds,
     )
     directory.finish(report)
     return BuildResult(directory=directory.path, report=directory.report())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    evaluation: Evaluation
+    accuracy: dict[str, float | None]
+    fidelity: dict[str, Any]
+
+
+def _measure(
+    directory: RunDirectory, graph: QuantizedGraph, teacher: Teacher, data: EvaluationSet | None, watch: Observer
+) -> _Measured:
+    """Run teacher, student and integers over the evaluation set, and the last two over held-out synthetic images."""
+
+    def progress(done: int, of: int) -> None:
+        watch.advanced(done, of)
+
+    accuracy: dict[str, float | None] = {"teacher": None, "student": None}
+    if data is None:
+        evaluation = run_evaluation(graph, as_pixels(directory.images().held_out), progress=progress)
+    else:
+        evaluation = run_evaluation(graph, data.images, data.labels, progress=progress)
+        accuracy["teacher"] = _share(teacher.predict(_tensor(data.images)).numpy(), data.labels)
+        accuracy["student"] = _share(_student_classes(directory, data.images), data.labels)
+    accuracy["quantized"] = evaluation.accuracy
+    return _Measured(evaluation=evaluation, accuracy=accuracy, fidelity=_fidelity(directory, graph))
 
 
 def _teacher(config: BuildConfig) -> Teacher:
@@ -196,14 +217,15 @@ def _synthetic_images(distiller: Any, config: BuildConfig) -> SyntheticImages:
     """Take calibration images from the pool, and make held-out ones that nothing was trained on."""
     import torch
 
-    count = config.calibration_images
-    pool = distiller.pool.images[: len(distiller.pool)][:count].numpy()
+    pool = distiller.pool.images[: len(distiller.pool)]
+    # Spread over the pool: its first images are the generator's first attempts.
+    kept = torch.linspace(0, len(pool) - 1, min(config.calibration_images, len(pool))).long()
     batches: list[torch.Tensor] = []
-    while sum(len(batch) for batch in batches) < count:
+    while sum(len(batch) for batch in batches) < config.held_out_images:
         batches.append(distiller.backbone.synthesize(distiller.student).images)
-    held_out = (torch.cat(batches)[:count] * 255).round().to(torch.uint8)
+    held_out = (torch.cat(batches)[: config.held_out_images] * 255).round().to(torch.uint8)
     answers = distiller.teacher.predict(held_out.float() / 255).numpy()
-    return SyntheticImages(calibration=pool, held_out=held_out.numpy(), teacher_classes=answers)
+    return SyntheticImages(calibration=pool[kept].numpy(), held_out=held_out.numpy(), teacher_classes=answers)
 
 
 def _quantise(config: BuildConfig, directory: RunDirectory) -> Calibration:
@@ -220,16 +242,12 @@ def _quantise(config: BuildConfig, directory: RunDirectory) -> Calibration:
     return calibration
 
 
-def _student_accuracy(directory: RunDirectory, data: EvaluationSet) -> float:
+def _student_classes(directory: RunDirectory, images: npt.NDArray[Any], batch: int = 256) -> npt.NDArray[np.int64]:
+    import torch
+
     from stars_deploy.student import load_student
 
     student, _ = load_student(directory.file(STUDENT))
-    return _accuracy(_student_classes(student, data.images), data)
-
-
-def _student_classes(student: Student, images: npt.NDArray[Any], batch: int = 256) -> npt.NDArray[np.int64]:
-    import torch
-
     with torch.no_grad():
         parts = [student(part).mean_logits().argmax(1) for part in _tensor(images).split(batch)]
     classes: npt.NDArray[np.int64] = torch.cat(parts).numpy()
@@ -238,16 +256,11 @@ def _student_classes(student: Student, images: npt.NDArray[Any], batch: int = 25
 
 def _fidelity(directory: RunDirectory, graph: QuantizedGraph) -> dict[str, Any]:
     """Agreement with the teacher on synthetic images that nothing was trained on."""
-    from stars_deploy.student import load_student
-
     images = directory.images()
     pixels = as_pixels(images.held_out)
-    student, _ = load_student(directory.file(STUDENT))
-    quantized = run_evaluation(graph, pixels, images.teacher_classes).accuracy
-    agreement = float((_student_classes(student, pixels.astype(np.float32)) == images.teacher_classes).mean())
     return {
-        "student": agreement,
-        "quantized": quantized,
+        "student": _share(_student_classes(directory, pixels), images.teacher_classes),
+        "quantized": run_evaluation(graph, pixels, images.teacher_classes).accuracy,
         "samples": len(pixels),
         "measured_on": "held-out synthetic images, agreement with the teacher's answer",
     }
@@ -259,8 +272,8 @@ def _teacher_macs(teacher: Teacher) -> int:
     return count_macs(teacher)
 
 
-def _accuracy(classes: npt.NDArray[np.int64], data: EvaluationSet) -> float:
-    return float((classes == data.labels).mean())
+def _share(classes: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> float:
+    return float((classes == labels).mean())
 
 
 def _tensor(images: npt.NDArray[Any]) -> Any:

@@ -218,6 +218,24 @@ def simulate_model(
     return Simulation(evaluation=evaluation, summary=summary)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Material:
+    images: npt.NDArray[Any]
+    labels: npt.NDArray[np.int64] | None
+    answers: npt.NDArray[np.int64] | None
+
+
+def _compared_on(model: Model, data: str | None, root: str | None, limit: int | None) -> _Material:
+    """Return the evaluation set, else held-out synthetic images with the teacher's answers."""
+    evaluated = evaluation_set(model, data, root, limit)
+    if evaluated is not None:
+        return _Material(images=evaluated.images, labels=evaluated.labels, answers=None)
+    if model.directory is None:
+        raise DataError("--data", "not given", "an evaluation set", "add --data NAME [--root FOLDER]")
+    synthetic = model.directory.images()
+    return _Material(images=as_pixels(synthetic.held_out), labels=None, answers=synthetic.teacher_classes)
+
+
 def compare_models(
     paths: Sequence[str | Path],
     *,
@@ -256,25 +274,15 @@ def compare_models(
     with watch.stage("compare"):
         for path in paths:
             model = open_model(path, timesteps[0] if timesteps else None)
-            evaluated = evaluation_set(model, data, root, limit)
-            images: npt.NDArray[Any]
-            labels: npt.NDArray[np.int64] | None
-            answers: npt.NDArray[np.int64] | None = None
-            if evaluated is not None:
-                images, labels = evaluated.images, evaluated.labels
-            elif model.directory is not None:
-                synthetic = model.directory.images()
-                images, labels, answers = as_pixels(synthetic.held_out), None, synthetic.teacher_classes
-            else:
-                raise DataError("--data", "not given", "an evaluation set", "add --data NAME [--root FOLDER]")
+            material = _compared_on(model, data, root, limit)
             rows += compare_graphs(
                 [model.at_timesteps(steps) for steps in timesteps],
-                images,
-                labels,
+                material.images,
+                material.labels,
                 profile,
                 built_for=model.graph.timesteps,
                 quantized_again=model.directory is not None,
-                teacher_predictions=answers,
+                teacher_predictions=material.answers,
                 teacher_macs=model.teacher_macs,
                 model=model.name,
                 progress=watch.advanced,
