@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from stars_deploy.errors import ArtifactError
 
@@ -58,6 +62,15 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with written_whole(path) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write named arrays as a compressed NumPy archive, whole or not at all."""
+    # In memory first: on a full disk an open zip file would complain once more when it is thrown away.
+    archive = io.BytesIO()
+    np.savez_compressed(archive, **arrays)  # type: ignore[arg-type]  # its stub takes **kwds for allow_pickle
+    with written_whole(path) as draft:
+        draft.write_bytes(archive.getbuffer())
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

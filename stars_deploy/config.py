@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stars_deploy.artifacts import existing_file, written_whole
 from stars_deploy.errors import ConfigError
@@ -129,6 +129,18 @@ class BuildConfig(_Section):
     held_out_images: Annotated[int, Field(ge=16)] = 512
     threads: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _measure_the_default_on_its_own_data(cls, given: Any) -> Any:
+        """Unless something else is said, the embedded teacher is measured on the digits that ship with it."""
+        if not isinstance(given, Mapping):
+            return given
+        teacher, data = given.get("teacher", {}), given.get("data", {})
+        embedded = isinstance(teacher, Mapping) and teacher.get("spec", "digits") == "digits"
+        if embedded and isinstance(data, Mapping) and "name" not in data:
+            return {**given, "data": {**data, "name": "digits"}}
+        return given
 
     def objectives(self) -> ObjectiveWeights:
         """Return the weights in force: those given, else those of the method."""

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from stars_deploy import graph as floats
 from stars_deploy import quantized as integers
-from stars_deploy.artifacts import existing_file, written_whole
+from stars_deploy.artifacts import existing_file, write_arrays
 from stars_deploy.errors import FormatError, StarsDeployError
 from stars_deploy.precision import Precision
 
@@ -63,8 +63,7 @@ def save_graph(graph: Graph, path: str | os.PathLike[str]) -> None:
     arrays: dict[str, npt.NDArray[Any]] = {}
     header = {"schema": SCHEMA, "version": SCHEMA_VERSION, "graph": _encode(graph, "graph", arrays)}
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
-    with written_whole(path) as draft, open(draft, "wb") as stream:
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
+    write_arrays(path, arrays)
 
 
 def load_graph(path: str | os.PathLike[str]) -> Graph:

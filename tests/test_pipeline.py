@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stars_deploy.artifacts import sha256
-from stars_deploy.config import load_config
+from stars_deploy.config import DataConfig, load_config
 from stars_deploy.data import load_dataset
 from stars_deploy.errors import (
     ArtifactError,
@@ -213,7 +213,8 @@ def test_evaluation_set_must_fit_before_anything_is_distilled(tmp_path):
 
 
 def test_build_without_evaluation_set_has_nulls_and_fidelity(tmp_path):
-    report = build(settings(data={"name": None}, distill={"steps": 10}), tmp_path / "blind").report
+    blind = settings(distill={"steps": 10}).model_copy(update={"data": DataConfig()})
+    report = build(blind, tmp_path / "blind").report
     assert report["accuracy"]["teacher"] is None and report["accuracy"]["quantized"] is None
     assert report["evaluation"]["data"] is None
     assert 0 < report["fidelity"]["quantized"] <= 1

@@ -15,7 +15,7 @@ from stars_deploy.comparison import estimate_cost
 from stars_deploy.config import BuildConfig
 from stars_deploy.data import EvaluationSet, load_dataset
 from stars_deploy.export.calibration import Calibration
-from stars_deploy.hardware import load_profile
+from stars_deploy.hardware import ChipProfile, load_profile
 from stars_deploy.pipeline.directory import (
     CHECKPOINT,
     FLOAT_GRAPH,
@@ -94,6 +94,14 @@ def build(
     directory.start(config, resume=resume, overwrite=overwrite)
     with watch.stage("distil"):
         _distil(config, teacher, directory, watch, resume)
+    report = _deploy(config, teacher, profile, directory, watch)
+    return BuildResult(directory=directory.path, report=report)
+
+
+def _deploy(
+    config: BuildConfig, teacher: Teacher, profile: ChipProfile, directory: RunDirectory, watch: Observer
+) -> dict[str, Any]:
+    """Turn the folder's student into verified artefacts and a report."""
     directory.unseal()
     with watch.stage("quantise"):
         calibration = _quantise(config, directory)
@@ -126,7 +134,7 @@ def build(
         seconds=watch.seconds,
     )
     directory.finish(report)
-    return BuildResult(directory=directory.path, report=directory.report())
+    return directory.report()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stars_deploy.artifacts import existing_file, read_json, sha256, write_json, written_whole
+from stars_deploy.artifacts import existing_file, read_json, sha256, write_arrays, write_json
 from stars_deploy.config import BuildConfig, load_config, save_config
 from stars_deploy.errors import ArtifactError, ConfigError
 from stars_deploy.provenance import versions
@@ -88,13 +88,14 @@ class RunDirectory:
 
     def save_images(self, images: SyntheticImages) -> None:
         """Write the synthetic images."""
-        with written_whole(self.file(IMAGES)) as draft, open(draft, "wb") as stream:
-            np.savez_compressed(
-                stream,
-                calibration=images.calibration,
-                held_out=images.held_out,
-                teacher_classes=images.teacher_classes,
-            )
+        write_arrays(
+            self.file(IMAGES),
+            {
+                "calibration": images.calibration,
+                "held_out": images.held_out,
+                "teacher_classes": images.teacher_classes,
+            },
+        )
 
     def images(self) -> SyntheticImages:
         """Read the synthetic images.
