@@ -28,6 +28,7 @@ from stars_deploy.pipeline.directory import (
 )
 from stars_deploy.pipeline.measuring import distinct_samples, verify_targets, write_targets
 from stars_deploy.pipeline.models import Model, check_fit, quantize_calibrated
+from stars_deploy.pipeline.runtime import prepare_torch
 from stars_deploy.progress import Observer
 from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.report import compose_report
@@ -164,12 +165,9 @@ def _measure(
 
 
 def _teacher(config: BuildConfig) -> Teacher:
-    import torch
-
     from stars_deploy.teacher import load_teacher
 
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    prepare_torch(config.threads)
     asked = config.teacher
     return load_teacher(
         asked.spec,

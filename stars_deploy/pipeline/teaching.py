@@ -7,6 +7,7 @@ from typing import Any
 
 from stars_deploy.data import load_dataset
 from stars_deploy.errors import ConfigError
+from stars_deploy.pipeline.runtime import prepare_torch
 from stars_deploy.progress import Observer
 
 
@@ -52,8 +53,7 @@ def train(
     path = Path(out)
     if path.suffix != ".safetensors":
         raise ConfigError("--out", path, "a file .safetensors")
-    if threads:
-        torch.set_num_threads(threads)
+    prepare_torch(threads)
     data = load_dataset(dataset, root, train=True)
     test = load_dataset(dataset, root)
     plan = TrainingPlan(epochs=epochs, flip=flip, shift=shift)
