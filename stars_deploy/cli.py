@@ -168,6 +168,7 @@ def simulate(
 def compare(
     models: Annotated[list[Path], typer.Argument(help="Built directories or .net files.")],
     timesteps: Annotated[str, typer.Option(help="Numbers of timesteps.")] = "1,2,4,8",
+    bits: Annotated[str | None, typer.Option(help="Weight bits, for built directories, such as 8,4.")] = None,
     dataset: Data = None,
     root: Root = None,
     limit: Limit = None,
@@ -183,8 +184,8 @@ def compare(
         from stars_deploy.pipeline.measuring import compare_models
 
         rows = compare_models(
-            models, timesteps=numbers(timesteps, "--timesteps", int) or (), data=dataset, root=root, limit=limit,
-            hardware=hardware, observer=bars,
+            models, timesteps=numbers(timesteps, "--timesteps", int) or (), bits=numbers(bits, "--bits", int),
+            data=dataset, root=root, limit=limit, hardware=hardware, observer=bars,
         )  # fmt: skip
         if csv is not None:
             write_csv(rows, csv)

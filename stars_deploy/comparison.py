@@ -95,7 +95,7 @@ def compare_graphs(
     labels: npt.ArrayLike | None,
     profile: ChipProfile,
     *,
-    built_for: int | None = None,
+    built: QuantizedGraph | None = None,
     quantized_again: bool = False,
     teacher_predictions: npt.ArrayLike | None = None,
     teacher_macs: int | None = None,
@@ -114,10 +114,10 @@ def compare_graphs(
         Settings of one model, one row each.
     images, labels, profile, batch_size, execute
         As for :func:`stars_deploy.simulate.run_evaluation` and :func:`estimate_cost`.
-    built_for : int, optional
-        Timesteps that the model was built for; a row at another number says so.
+    built : QuantizedGraph, optional
+        The network as it was built; a row at other timesteps or weight bits says so.
     quantized_again : bool
-        Whether the integers at other numbers of timesteps were made for them, or are those of `built_for`.
+        Whether the integers of other settings were made for them, or are those of `built`.
     teacher_predictions : array of int, (samples,), optional
         The teacher's answers to `images`, for the fidelity.
     teacher_macs, model
@@ -142,40 +142,14 @@ def compare_graphs(
         rows.append(
             ComparisonRow(
                 model=model,
-                weight_bits=max(projection.precision.bits for projection in graph.projections),
+                weight_bits=_weight_bits(graph),
                 evaluation=evaluation,
                 fidelity=_agreement(evaluation, teacher_predictions),
                 cost=estimate_cost(graph, evaluation, profile, teacher_macs=teacher_macs),
-                note=_origin(graph.timesteps, built_for, quantized_again),
+                note=_origin(graph, built, quantized_again),
             )
         )
     return mark_pareto(rows)
-
-
-def compare_timesteps(
-    graph: QuantizedGraph,
-    images: npt.ArrayLike,
-    labels: npt.ArrayLike | None,
-    profile: ChipProfile,
-    *,
-    timesteps: Sequence[int] = (1, 2, 4, 8),
-    **options: Any,
-) -> list[ComparisonRow]:
-    """Run the integers of `graph`, as they are, at each number of timesteps: :func:`compare_graphs` of one network.
-
-    Nothing is trained or quantised again: a network made for T = 4 is run as it is at T = 8, and its row says so.
-    `options` are those of :func:`compare_graphs` from `teacher_predictions` on.
-
-    Raises
-    ------
-    ConfigError
-        If `timesteps` is empty, repeats itself or holds something else than whole numbers of at least 1.
-    QuantizationError, DataError
-        As :func:`compare_graphs`.
-    """
-    _check_timesteps(timesteps)
-    settings = [graph.with_timesteps(steps) for steps in timesteps]
-    return compare_graphs(settings, images, labels, profile, built_for=graph.timesteps, **options)
 
 
 def mark_pareto(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
@@ -216,20 +190,19 @@ def write_csv(rows: Sequence[ComparisonRow], path: str | os.PathLike[str]) -> No
         writer.writerows(table)
 
 
-def _check_timesteps(timesteps: Sequence[int]) -> None:
-    whole = all(isinstance(steps, int) and not isinstance(steps, bool) and steps >= 1 for steps in timesteps)
-    if not whole or not timesteps or len(set(timesteps)) != len(timesteps):
-        raise ConfigError(
-            "timesteps", list(timesteps), "whole numbers of at least 1, each once", "give for example 1,2,4,8"
-        )
+def _weight_bits(graph: QuantizedGraph) -> int:
+    return max(projection.precision.bits for projection in graph.projections)
 
 
-def _origin(timesteps: int, built_for: int | None, quantized_again: bool) -> str:
-    if built_for is None or timesteps == built_for:
+def _origin(graph: QuantizedGraph, built: QuantizedGraph | None, quantized_again: bool) -> str:
+    if built is None or (graph.timesteps, _weight_bits(graph)) == (built.timesteps, _weight_bits(built)):
         return "as built"
     if quantized_again:
-        return f"quantised again for T = {timesteps}; the student was trained for T = {built_for}"
-    return f"integers made for T = {built_for}, run as is"
+        return (
+            f"quantised again for T = {graph.timesteps} and {_weight_bits(graph)} bits; "
+            f"the student was trained for T = {built.timesteps}"
+        )
+    return f"integers made for T = {built.timesteps}, run as is"
 
 
 def _shifted(progress: Progress, index: int, settings: int) -> Progress:

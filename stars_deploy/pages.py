@@ -108,6 +108,7 @@ def print_comparison(console: Console, rows: Sequence[Mapping[str, Any]]) -> Non
             [
                 row["model"],
                 str(row["timesteps"]),
+                str(row["weight_bits"]),
                 percent(score),
                 f"{row['spikes']:,.0f}",
                 f"{row['synops']:,.0f}",
@@ -122,7 +123,7 @@ def print_comparison(console: Console, rows: Sequence[Mapping[str, Any]]) -> Non
     console.print(
         table(
             f"accuracy and counts on {first['samples']} images; latency and energy estimated for {first['hardware']}",
-            ["model", "T", measured, "spikes", "synops", "latency", "dynamic", "energy, total", "best"],
+            ["model", "T", "bits", measured, "spikes", "synops", "latency", "dynamic", "energy, total", "best"],
             body,
             "* no other setting has at least this score for at most this energy. "
             f"ANN: {engineering(first['ann_macs'], 'MAC')}, "

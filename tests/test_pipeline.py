@@ -261,6 +261,13 @@ def test_export_of_a_net_keeps_its_integers(built, tmp_path):
     assert same_graph(read_netx(tmp_path / "exported" / "model.net"), load_quantized(directory / "model.npz")) == ""
 
 
+@pytest.mark.parametrize("name", ["student.safetensors", "model.net", ""])
+def test_export_for_no_timesteps_is_refused(built, tmp_path, name):
+    with pytest.raises(StarsDeployError, match="timestep"):
+        export_model(built[0].directory / name, ["netx"], tmp_path / "exported", timesteps=0)
+    assert not (tmp_path / "exported").exists()
+
+
 def test_export_needs_a_target(built, tmp_path):
     with pytest.raises(ConfigError, match="--target"):
         export_model(built[0].directory, [], tmp_path / "exported")
@@ -282,6 +289,12 @@ def test_simulation_without_data_counts_on_noise(built, tmp_path):
     assert (
         summary["accuracy"] is None and summary["data"] == "noise" and summary["counts"]["per_inference"]["spikes"] > 0
     )
+
+
+@pytest.mark.parametrize("name", ["", "model.net"])
+def test_simulation_of_no_timesteps_is_refused(built, name):
+    with pytest.raises(StarsDeployError, match="timestep"):
+        simulate_model(built[0].directory / name, data="digits", timesteps=0)
 
 
 def test_simulation_engine_must_exist(built):
@@ -327,6 +340,26 @@ def test_compare_marks_the_best_over_all_models(built, copied):
         assert one.pareto == other.pareto  # the same network twice: equal rows share their verdict
 
 
+def test_compare_quantises_again_for_other_bits(built):
+    rows = compare_models([built[0].directory], timesteps=(4,), bits=(8, 3), limit=100)
+    assert [row.weight_bits for row in rows] == [8, 3]
+    assert rows[0].evaluation.totals() == simulate_model(built[0].directory, limit=100).evaluation.totals()
+    assert rows[1].evaluation.totals() != rows[0].evaluation.totals()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"timesteps": ()}, {"timesteps": (2, 2)}, {"timesteps": (0, 1)}, {"bits": (9,)}, {"bits": (1, 8)}]
+)
+def test_compare_refuses_impossible_settings(built, settings):
+    with pytest.raises(ConfigError, match="each once"):
+        compare_models([built[0].directory], **settings)
+
+
+def test_compare_refuses_other_bits_of_a_file(built):
+    with pytest.raises(ConfigError, match="float weights"):
+        compare_models([built[0].directory / "model.net"], bits=(4,), data="digits")
+
+
 def test_compare_needs_models_and_data(built, tmp_path):
     with pytest.raises(ConfigError, match="none given"):
         compare_models([])
@@ -336,7 +369,7 @@ def test_compare_needs_models_and_data(built, tmp_path):
 
 def test_a_file_alone_is_refused_where_it_would_overflow(built):
     with pytest.raises(QuantizationError, match="24-bit"):
-        open_model(built[0].directory / "model.net").at_timesteps(4000)
+        open_model(built[0].directory / "model.net").at_setting(4000)
 
 
 def test_verify_names_the_layer_that_was_changed(copied):

@@ -78,7 +78,7 @@ def export_model(
         if Path(path).suffix == ".safetensors":
             graph, calibrated_on = _quantise_student(Path(path), folder, timesteps, bits, input_bits)
         else:
-            graph = open_model(path, timesteps, input_bits).at_timesteps(timesteps)
+            graph = open_model(path, timesteps, input_bits).at_setting(timesteps)
             prove_bounds(graph)
         save_graph(graph, folder / MODEL)
     graph = load_quantized(folder / MODEL)
@@ -100,7 +100,8 @@ def _quantise_student(
     from stars_deploy.student import load_student
 
     student, plan = load_student(existing_file(path))
-    student.timesteps = timesteps or student.timesteps
+    if timesteps is not None:
+        student.timesteps = timesteps
     graph = lower(trace_student(student, plan.labels))
     images, source = _calibration_images(path.parent, graph.input.shape)
     quantized, _ = quantize_calibrated(graph, images, bits, input_bits)

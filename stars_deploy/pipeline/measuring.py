@@ -191,7 +191,7 @@ def simulate_model(
     watch = observer or Observer()
     profile = load_profile(hardware)
     model = open_model(path, timesteps)
-    graph = model.at_timesteps(timesteps)
+    graph = model.at_setting(timesteps)
     execute = _engine(engine, model, graph)
     evaluated = evaluation_set(model, data, root, limit)
     images: npt.NDArray[Any]
@@ -240,19 +240,22 @@ def compare_models(
     paths: Sequence[str | Path],
     *,
     timesteps: Sequence[int] = (1, 2, 4, 8),
+    bits: Sequence[int] | None = None,
     data: str | None = None,
     root: str | None = None,
     limit: int | None = None,
     hardware: str = "loihi2",
     observer: Observer | None = None,
 ) -> list[ComparisonRow]:
-    """Compare models over numbers of timesteps: one row a setting, accuracy beside latency and energy.
+    """Compare models over timesteps and weight bits: one row a setting, accuracy beside latency and energy.
 
     Parameters
     ----------
     paths : sequence of path
         Built directories or ``.net`` files.
     timesteps : sequence of int
+    bits : sequence of int, optional
+        Weight bits, for built directories; by default those that each was built with.
     data, root, limit
         Evaluation set; by default that of each build. Without one, the fidelity to the teacher on held-out synthetic
         images stands in for the accuracy.
@@ -262,12 +265,15 @@ def compare_models(
     Raises
     ------
     ConfigError
-        If there is nothing to compare.
+        If there is nothing to compare, or a setting is given twice or is impossible.
     DataError
         If a model comes with neither an evaluation set nor synthetic images.
     """
     if not paths:
         raise ConfigError("MODEL", "none given", "at least one built directory or .net file")
+    _check_settings("--timesteps", timesteps, 1, None)
+    if bits is not None:
+        _check_settings("--bits", bits, 2, 8)
     watch = observer or Observer()
     profile = load_profile(hardware)
     rows: list[ComparisonRow] = []
@@ -276,11 +282,11 @@ def compare_models(
             model = open_model(path, timesteps[0] if timesteps else None)
             material = _compared_on(model, data, root, limit)
             rows += compare_graphs(
-                [model.at_timesteps(steps) for steps in timesteps],
+                [model.at_setting(steps, width) for width in bits or (None,) for steps in timesteps],
                 material.images,
                 material.labels,
                 profile,
-                built_for=model.graph.timesteps,
+                built=model.graph,
                 quantized_again=model.directory is not None,
                 teacher_predictions=material.answers,
                 teacher_macs=model.teacher_macs,
@@ -289,6 +295,12 @@ def compare_models(
             )
     # Best among all of them, not only among the settings of one model.
     return mark_pareto(rows)
+
+
+def _check_settings(option: str, values: Sequence[int], low: int, high: int | None) -> None:
+    if not values or len(set(values)) != len(values) or min(values) < low or (high is not None and max(values) > high):
+        allowed = f"at least {low}" if high is None else f"{low} to {high}"
+        raise ConfigError(option, list(values), f"whole numbers, {allowed}, each once")
 
 
 def _engine(name: str, model: Model, graph: QuantizedGraph) -> Execute:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stars_deploy.data import EvaluationSet, load_dataset
-from stars_deploy.errors import ArtifactError, DataError
+from stars_deploy.errors import ArtifactError, ConfigError, DataError
 from stars_deploy.export.bounds import prove_bounds
 from stars_deploy.export.calibration import Calibration, calibrate_graph
 from stars_deploy.export.quantization import quantize_graph
@@ -36,27 +36,35 @@ class Model:
             return None
         return int(self.directory.report()["ann"]["macs"])
 
-    def at_timesteps(self, timesteps: int | None) -> QuantizedGraph:
-        """Return the network for another number of timesteps, with its bounds proven.
+    def at_setting(self, timesteps: int | None = None, bits: int | None = None) -> QuantizedGraph:
+        """Return the network for another number of timesteps or weight bits, with its bounds proven.
 
         A built directory quantises its float graph again, because the readout's scale depends on how long it
         integrates; a file alone is run with the integers that it has.
 
         Raises
         ------
+        ConfigError
+            If other weight bits are asked of a file, whose float weights are not known.
         QuantizationError
-            If an accumulator could leave 24 bits at that number of timesteps.
+            If an accumulator could leave 24 bits at that setting.
         """
-        if timesteps is None or timesteps == self.graph.timesteps:
-            return self.graph
+        timesteps = self.graph.timesteps if timesteps is None else timesteps
         if self.directory is None:
+            if bits is not None:
+                raise ConfigError(
+                    "--bits", f"{bits} for {self.file}", "only for a built directory: it holds the float weights"
+                )
             same_integers = self.graph.with_timesteps(timesteps)
             prove_bounds(same_integers)
             return same_integers
         config = self.directory.config()
+        bits = config.bits if bits is None else bits
+        if (timesteps, bits) == (self.graph.timesteps, config.bits):
+            return self.graph
         retimed = replace(load_spiking(self.directory.file(FLOAT_GRAPH)), timesteps=timesteps)
         images = as_pixels(self.directory.images().calibration)
-        return quantize_calibrated(retimed, images, config.bits, config.input_bits)[0]
+        return quantize_calibrated(retimed, images, bits, config.input_bits)[0]
 
 
 def open_model(path: str | Path, timesteps: int | None = None, input_bits: int = 8) -> Model:
