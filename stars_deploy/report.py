@@ -61,7 +61,7 @@ def compose_report(
         },
         "accuracy": {
             **accuracy,
-            "targets": {item.target: _target_accuracy(item, sample_labels) for item in verifications},
+            "targets": {item.target: summarize_accuracy(item, sample_labels) for item in verifications},
         },
         "evaluation": {"data": evaluated_on, "samples": evaluation.samples},
         "fidelity": dict(fidelity),
@@ -93,7 +93,8 @@ def summarize_verification(verification: Verification, source: str) -> dict[str,
     }
 
 
-def _target_accuracy(verification: Verification, labels: npt.NDArray[np.int64] | None) -> dict[str, Any] | None:
+def summarize_accuracy(verification: Verification, labels: npt.NDArray[np.int64] | None) -> dict[str, Any] | None:
+    """Return how often a target was right on the verification samples; None where it did not run or labels lack."""
     if not verification.ran or labels is None:
         return None
     right = np.asarray(verification.classes) == labels

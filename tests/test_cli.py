@@ -191,7 +191,7 @@ def test_full_disk_exits_2_and_leaves_nothing_half_written(tmp_path):
 
     def small_files():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that a write fails with EFBIG, as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))  # the settings fit, nothing else does
 
     process = _start(tmp_path, small_files)
     _, stderr = process.communicate(timeout=120)

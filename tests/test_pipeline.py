@@ -4,10 +4,12 @@ import hashlib
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from stars_deploy.artifacts import sha256
 from stars_deploy.config import DataConfig, load_config
@@ -25,12 +27,16 @@ from stars_deploy.errors import (
 )
 from stars_deploy.pipeline import Observer, build, compare_models, export_model, simulate_model, train, verify_model
 from stars_deploy.pipeline.directory import RunDirectory
+from stars_deploy.pipeline.measuring import distinct_samples, verify_targets, write_targets
 from stars_deploy.pipeline.models import open_model
 from stars_deploy.quantized import same_graph
-from stars_deploy.serde import load_graph, load_quantized
+from stars_deploy.report import summarize_accuracy
+from stars_deploy.serde import load_graph, load_quantized, save_graph
+from stars_deploy.student import load_student
 from stars_deploy.targets import TARGETS
 from stars_deploy.targets.netx_reader import read_netx
-from stars_deploy.verification import check_verified
+from stars_deploy.targets.reference import run_reference
+from stars_deploy.verification import Verification, check_verified
 
 
 def settings(**changes):
@@ -94,12 +100,15 @@ def test_report_accuracy_is_that_of_the_artefacts(built):
     result, _ = built
     data = load_dataset("digits")
     graph = read_netx(result.directory / "model.net")
-    from stars_deploy.targets.reference import run_reference
-
     answers = run_reference(graph, graph.input.quantize(data.images)).classes()
     assert result.report["accuracy"]["quantized"] == pytest.approx((answers == data.labels).mean())
     on_samples = result.report["accuracy"]["targets"]["netx"]
-    assert on_samples["samples"] == 16 and 0.5 < on_samples["accuracy"] <= 1
+    assert on_samples == {"samples": 16, "accuracy": (answers[:16] == data.labels[:16]).mean()}
+    student, _ = load_student(result.directory / "student.safetensors")
+    with torch.no_grad():
+        classes = student(torch.from_numpy(data.images)).mean_logits().argmax(1).numpy()
+    assert result.report["accuracy"]["student"] == pytest.approx((classes == data.labels).mean())
+    assert result.report["accuracy"]["student"] < result.report["accuracy"]["teacher"]
 
 
 def test_manifest_covers_every_file(built):
@@ -334,10 +343,13 @@ def test_compare_has_a_row_a_setting_and_marks_the_best(built):
 
 
 def test_compare_marks_the_best_over_all_models(built, copied):
-    rows = compare_models([built[0].directory, copied], timesteps=(1, 4), limit=50)
-    assert len(rows) == 4
-    for one, other in zip(rows[:2], rows[2:], strict=True):
-        assert one.pareto == other.pareto  # the same network twice: equal rows share their verdict
+    graph = load_quantized(copied / "model.npz")
+    readout = graph.projections[-1]
+    upside_down = replace(readout, weight=np.maximum(-readout.weight, readout.precision.low))
+    save_graph(replace(graph, projections=(*graph.projections[:-1], upside_down)), copied / "model.npz")
+    rows = compare_models([built[0].directory, copied], timesteps=(4,), limit=50)
+    assert rows[1].evaluation.accuracy < 0.5 < rows[0].evaluation.accuracy
+    assert [row.pareto for row in rows] == [True, False]
 
 
 def test_compare_quantises_again_for_other_bits(built):
@@ -380,6 +392,58 @@ def test_verify_names_the_layer_that_was_changed(copied):
     with pytest.raises(VerificationError, match=r"layer lif2, timestep"):
         check_verified(results)
     assert results[0].mismatches > 0 and not results[0].passed
+
+
+def spoil(monkeypatch, module):
+    """Make the writer that `module` uses change a weight, as a wrong exporter would."""
+
+    def write_wrongly(graph, folder, targets):
+        files = write_targets(graph, folder, targets)
+        with h5py.File(folder / "model.net", "r+") as file:
+            weight = file["layer/1/weight"]
+            weight[0] = -weight[0][()]
+        return files
+
+    monkeypatch.setattr(f"stars_deploy.pipeline.{module}.write_targets", write_wrongly)
+
+
+def test_a_difference_fails_the_build_and_leaves_no_report(copied, monkeypatch):
+    spoil(monkeypatch, "building")
+    with pytest.raises(VerificationError, match="layer lif1"):
+        build(settings(), copied, resume=True)
+    assert not (copied / "report.json").exists() and not (copied / "manifest.json").exists()
+
+
+def test_a_difference_fails_the_export(built, tmp_path, monkeypatch):
+    spoil(monkeypatch, "exporting")
+    with pytest.raises(VerificationError, match="layer lif1"):
+        export_model(built[0].directory, ["netx"], tmp_path / "exported")
+
+
+def test_netx_is_verified_whatever_the_targets(built):
+    watch = Observer()
+    graph = load_quantized(built[0].directory / "model.npz")
+    samples = distinct_samples(open_model(built[0].directory), None, 4)
+    results = verify_targets(graph, built[0].directory, [], samples.images, watch)
+    assert [(item.target, item.passed) for item in results] == [("netx", True)]
+
+
+def test_samples_are_distinct(built):
+    model = open_model(built[0].directory)
+    for data in (None, load_dataset("digits")):
+        images = distinct_samples(model, data, 16).images
+        assert len(np.unique(images.reshape(16, -1), axis=0)) == 16
+    data = load_dataset("digits")
+    same = replace(data, images=np.repeat(data.images[:1], 5, 0), labels=data.labels[:5])
+    with pytest.raises(DataError, match="distinct"):
+        distinct_samples(model, same, 16)
+
+
+def test_accuracy_of_a_target_counts_its_own_answers():
+    ran = Verification(target="lava", ran=True, classes=(1, 2, 3, 4))
+    assert summarize_accuracy(ran, np.array([1, 2, 3, 5])) == {"accuracy": 0.75, "samples": 4}
+    assert summarize_accuracy(ran, None) is None
+    assert summarize_accuracy(Verification(target="lava", ran=False), np.array([1])) is None
 
 
 def test_verify_needs_two_samples(built):
