@@ -60,10 +60,7 @@ def build(
     verbose: Verbose = False,
     version: Version = False,
 ) -> None:
-    """Distil, quantise, write, verify, simulate and report: the main job.
-
-    With nothing but --target lava it distils the digits classifier that ships with the package.
-    """
+    """Distil, quantise, write, verify, simulate and report: the main job. Default: the digits teacher that ships."""
     with reported(json, verbose) as bars:
         overrides = {
             "teacher": {
@@ -84,10 +81,10 @@ def build(
         )
     if json:
         print_json(result.report)
-    else:
-        from stars_deploy.pages import print_build
+        return
+    from stars_deploy.pages import print_build
 
-        print_build(output(), result.report, str(result.directory))
+    print_build(output(), result.report, str(result.directory))
 
 
 def _default_folder(settings: BuildConfig) -> Path:

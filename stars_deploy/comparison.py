@@ -128,8 +128,7 @@ def compare_graphs(
     Raises
     ------
     ConfigError, QuantizationError, DataError
-        If there are no graphs; if an accumulator of one could leave 24 bits; if the evaluation set does not fit, or the
-        teacher's answers are not one an image.
+        No graphs; an accumulator that could leave 24 bits; an evaluation set or teacher's answers that do not fit.
     """
     if not graphs:
         raise ConfigError("settings", "none", "at least one", "give for example --timesteps 1,2,4,8")

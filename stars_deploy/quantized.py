@@ -288,7 +288,7 @@ class QuantizedGraph:
         return replace(self, timesteps=timesteps)
 
 
-def same_graph(one: QuantizedGraph, other: QuantizedGraph) -> str:
+def find_difference(one: QuantizedGraph, other: QuantizedGraph) -> str:
     """Return the path of the first difference between two graphs, or an empty string if they are equal.
 
     Compares everything that execution depends on, names included, not ``scale`` or ``labels``.

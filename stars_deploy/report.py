@@ -88,6 +88,7 @@ def summarize_verification(verification: Verification, source: str) -> dict[str,
         "images": source,
         "compared_spikes": verification.compared_spikes,
         "mismatches": verification.mismatches,
+        "altered": verification.altered or None,
         "first": None if verification.first is None else str(verification.first),
         "seconds": round(verification.seconds, 3),
     }

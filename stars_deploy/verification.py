@@ -9,10 +9,12 @@ from pathlib import Path
 
 from stars_deploy.artifacts import existing_file
 from stars_deploy.errors import VerificationError
-from stars_deploy.quantized import IntArray, QuantizedGraph
+from stars_deploy.quantized import IntArray, QuantizedGraph, find_difference
 from stars_deploy.targets import find_target
 from stars_deploy.targets.base import Difference, compare_records
 from stars_deploy.targets.reference import run_reference
+
+_REMEDY = "the artefact was changed after it was written, or its writer is wrong: build it again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,9 @@ class Verification:
         Reading back and executing [s], without the reference.
     classes : tuple of int
         What the target answered to each sample.
+    altered : str
+        The first field in which the graph read back differs from the one that was to be written, such as
+        ``conv2.weight``; empty where they are equal. It is found also where no sample made it matter.
     """
 
     target: str
@@ -48,15 +53,16 @@ class Verification:
     first: Difference | None = None
     seconds: float = 0.0
     classes: tuple[int, ...] = ()
+    altered: str = ""
 
     @property
     def passed(self) -> bool:
         """Whether it ran and nothing differed."""
-        return self.ran and self.mismatches == 0
+        return self.ran and self.mismatches == 0 and not self.altered
 
 
 def verify_target(graph: QuantizedGraph, target_name: str, path: Path, images: IntArray) -> Verification:
-    """Execute the artefact at `path` and compare every spike with the reference's run of `graph`.
+    """Read the artefact at `path` back, compare it with `graph`, execute it and compare every spike.
 
     Parameters
     ----------
@@ -99,6 +105,7 @@ def verify_target(graph: QuantizedGraph, target_name: str, path: Path, images: I
         first=comparison.first,
         seconds=seconds,
         classes=tuple(int(answer) for answer in got.classes()),
+        altered=find_difference(graph, target.read(path, graph.timesteps)),
     )
 
 
@@ -119,5 +126,12 @@ def check_verified(verifications: Sequence[Verification]) -> None:
                 f"{verification.mismatches} of {verification.compared_spikes} compared positions differ; first: "
                 f"{verification.first}",
                 "the reference's spikes and final potentials exactly",
-                "the artefact was changed after it was written, or its writer is wrong: build it again",
+                _REMEDY,
+            )
+        if verification.altered:
+            raise VerificationError(
+                verification.target,
+                f"no sample shows it, but {verification.altered} is not what was to be written",
+                "a graph that reads back equal",
+                _REMEDY,
             )

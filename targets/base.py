@@ -69,6 +69,15 @@ class Target(Protocol):
             If the format cannot carry the graph, naming the layer.
         """
 
+    def read(self, path: Path, timesteps: int) -> QuantizedGraph:
+        """Read `path` back as a graph.
+
+        Raises
+        ------
+        FormatError
+            If the file is damaged or holds what cannot be executed exactly.
+        """
+
     def execute(self, path: Path, images: IntArray, timesteps: int) -> SpikeRecord:
         """Read `path` back and run it on quantised `images`, (B, C, H, W) [LSB], for `timesteps` each.
 

@@ -28,9 +28,13 @@ class NetXTarget:
         """Write `graph` to `path`; see :func:`~stars_deploy.targets.netx_writer.write_netx`."""
         write_netx(graph, path)
 
+    def read(self, path: Path, timesteps: int) -> QuantizedGraph:
+        """Read `path` back; see :func:`~stars_deploy.targets.netx_reader.read_netx`."""
+        return read_netx(path, timesteps=timesteps)
+
     def execute(self, path: Path, images: IntArray, timesteps: int) -> SpikeRecord:
         """Read `path` back and run the reference on `images`, (B, C, H, W) [LSB]."""
-        return run_reference(read_netx(path, timesteps=timesteps), images)
+        return run_reference(self.read(path, timesteps), images)
 
 
 TARGET = NetXTarget()

@@ -13,7 +13,7 @@ from stars_deploy.export.calibration import SHARES, LayerReport, calibrate_graph
 from stars_deploy.export.execution import run_float
 from stars_deploy.export.quantization import quantize_graph
 from stars_deploy.graph import LIF, Conv2d, Input, Integrator, Linear, SpikingGraph
-from stars_deploy.quantized import same_graph
+from stars_deploy.quantized import find_difference
 from stars_deploy.targets.reference import run_reference
 
 SHAPE = (1, 6, 6)
@@ -101,7 +101,8 @@ def test_the_same_images_give_the_same_calibration():
     first, again = (calibrate_graph(network(), images(), 4, 8) for _ in range(2))
     assert first == again
     assert (
-        same_graph(quantize_graph(network(), 4, 8, first.shares), quantize_graph(network(), 4, 8, again.shares)) == ""
+        find_difference(quantize_graph(network(), 4, 8, first.shares), quantize_graph(network(), 4, 8, again.shares))
+        == ""
     )
     assert calibrate_graph(network(), images(seed=7), 4, 8) != first
 

@@ -24,7 +24,7 @@ from stars_deploy.quantized import (
     Population,
     QuantizedGraph,
     QuantizedInput,
-    same_graph,
+    find_difference,
 )
 from stars_deploy.targets import TARGETS, find_target, hdf5_guard
 from stars_deploy.targets.netx import read_netx, write_netx
@@ -93,7 +93,7 @@ def test_round_trip(chain, make_chain, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "round_trip.net"
     write_netx(graph, path)
     back = read_netx(path)
-    assert same_graph(graph, back) == ""
+    assert find_difference(graph, back) == ""
     assert back.labels == graph.labels
     assert back.input.scale == graph.input.scale
     assert [p.scale for p in back.populations] == [p.scale for p in graph.populations]
@@ -117,10 +117,10 @@ def test_round_trip_of_other_precisions_and_a_flat_input(tmp_path):
     write_netx(graph, tmp_path / "m.net")
     with h5py.File(tmp_path / "m.net") as file:
         assert sorted(file["layer"]) == ["0", "1"]  # nothing to flatten
-    assert same_graph(graph, read_netx(tmp_path / "m.net")) == ""
+    assert find_difference(graph, read_netx(tmp_path / "m.net")) == ""
 
 
-def test_same_graph_makes_same_bytes(small_chain, written, tmp_path):
+def test_find_difference_makes_same_bytes(small_chain, written, tmp_path):
     write_netx(small_chain, tmp_path / "again.net")
     assert (tmp_path / "again.net").read_bytes() == written.read_bytes()
 
@@ -254,7 +254,7 @@ def test_limits_count_a_spike_once_and_a_pixel_by_its_payload(small_chain, tmp_p
     graph = with_readout(small_chain, np.full(small_chain.projections[-1].weight.shape, 254))
     graph = replace(graph, populations=(*graph.populations[:-1], replace(graph.output, decay_u=3000)))
     write_netx(graph, tmp_path / "m.net")
-    assert same_graph(graph, read_netx(tmp_path / "m.net")) == ""
+    assert find_difference(graph, read_netx(tmp_path / "m.net")) == ""
 
 
 def test_largest_activation_counts_one_sign_at_a_time():
@@ -522,7 +522,7 @@ def test_flipped_bits_never_pass_for_something_impossible(small_chain, written, 
         except FormatError:
             refused += 1
             continue
-        if same_graph(small_chain, graph) and graph.input.shape == images.shape[1:]:
+        if find_difference(small_chain, graph) and graph.input.shape == images.shape[1:]:
             changed += 1
             run_reference(graph.with_timesteps(1), np.minimum(images, graph.input.precision.high))
     assert refused > 30

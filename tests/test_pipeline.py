@@ -29,7 +29,7 @@ from stars_deploy.pipeline import Observer, build, compare_models, export_model,
 from stars_deploy.pipeline.directory import RunDirectory
 from stars_deploy.pipeline.measuring import distinct_samples, verify_targets, write_targets
 from stars_deploy.pipeline.models import open_model
-from stars_deploy.quantized import same_graph
+from stars_deploy.quantized import find_difference
 from stars_deploy.report import summarize_accuracy
 from stars_deploy.serde import load_graph, load_quantized, save_graph
 from stars_deploy.student import load_student
@@ -251,7 +251,7 @@ def test_export_of_the_student_gives_the_build_s_integers(built, tmp_path):
     result = export_model(directory / "student.safetensors", ["netx"], tmp_path / "exported")
     assert result.calibrated_on.startswith("synthetic images")
     exported = load_quantized(tmp_path / "exported" / "model.npz")
-    assert same_graph(exported, load_quantized(directory / "model.npz")) == ""
+    assert find_difference(exported, load_quantized(directory / "model.npz")) == ""
     assert all(item.passed for item in result.verifications)
 
 
@@ -267,7 +267,9 @@ def test_export_of_a_lone_student_says_that_it_calibrates_on_noise(built, tmp_pa
 def test_export_of_a_net_keeps_its_integers(built, tmp_path):
     directory = built[0].directory
     export_model(directory / "model.net", ["netx"], tmp_path / "exported")
-    assert same_graph(read_netx(tmp_path / "exported" / "model.net"), load_quantized(directory / "model.npz")) == ""
+    assert (
+        find_difference(read_netx(tmp_path / "exported" / "model.net"), load_quantized(directory / "model.npz")) == ""
+    )
 
 
 @pytest.mark.parametrize("name", ["student.safetensors", "model.net", ""])
@@ -444,6 +446,22 @@ def test_accuracy_of_a_target_counts_its_own_answers():
     assert summarize_accuracy(ran, np.array([1, 2, 3, 5])) == {"accuracy": 0.75, "samples": 4}
     assert summarize_accuracy(ran, None) is None
     assert summarize_accuracy(Verification(target="lava", ran=False), np.array([1])) is None
+
+
+def test_verify_finds_a_change_that_no_sample_shows(copied):
+    with h5py.File(copied / "model.net", "r+") as file:
+        threshold = file["layer/1/neuron/vThMant"]
+        threshold[...] = threshold[()] + 0  # the same
+    assert verify_model(copied, ["netx"])[0].passed
+    graph = load_quantized(copied / "model.npz")
+    readout = graph.populations[-1]
+    with h5py.File(copied / "model.net", "r+") as file:
+        last = max(int(name) for name in file["layer"])
+        file[f"layer/{last}/neuron/vThMant"][...] = readout.vth - 1  # still beyond what it can reach
+    (result,) = verify_model(copied, ["netx"])
+    assert result.mismatches == 0 and result.altered == "readout.vth" and not result.passed
+    with pytest.raises(VerificationError, match=r"readout\.vth"):
+        check_verified([result])
 
 
 def test_verify_needs_two_samples(built):

@@ -15,7 +15,7 @@ from stars_deploy.export.bounds import StateBounds, prove_bounds
 from stars_deploy.export.execution import run_float
 from stars_deploy.export.quantization import append_layer, float_layers, quantize_graph, quantized_input
 from stars_deploy.graph import LIF, BatchNorm, Conv2d, Input, Integrator, Linear, Normalize, SpikingGraph
-from stars_deploy.quantized import VTH_NEVER, same_graph
+from stars_deploy.quantized import VTH_NEVER, find_difference
 from stars_deploy.targets.reference import run_reference
 
 SHAPE = (2, 7, 6)
@@ -134,21 +134,21 @@ def test_the_unit_of_a_layer_does_not_matter(seed, bits, factor):
     conv, lif = graph.node("conv"), graph.node("lif1")
     scaled = changed(graph, conv={"weight": factor * conv.weight, "bias": factor * conv.bias},
                      lif1={"v_threshold": factor * lif.v_threshold})  # fmt: skip
-    assert same_graph(quantize_graph(graph, bits, 7), quantize_graph(scaled, bits, 7)) == ""
+    assert find_difference(quantize_graph(graph, bits, 7), quantize_graph(scaled, bits, 7)) == ""
     # The gain of a neuron and the weights before it are one factor.
     moved = changed(graph, conv={"weight": factor * conv.weight, "bias": factor * conv.bias},
                     lif1={"r": lif.r / factor})  # fmt: skip
-    assert same_graph(quantize_graph(graph, bits, 7), quantize_graph(moved, bits, 7)) == ""
+    assert find_difference(quantize_graph(graph, bits, 7), quantize_graph(moved, bits, 7)) == ""
 
 
 def test_a_layer_ten_times_as_large_has_the_same_integers():
     graph = network()
     conv = graph.node("conv")
     scaled = changed(graph, conv={"weight": 10 * conv.weight, "bias": 10 * conv.bias}, lif1={"v_threshold": 10.0})
-    assert same_graph(quantize_graph(graph, 8, 8), quantize_graph(scaled, 8, 8)) == ""
+    assert find_difference(quantize_graph(graph, 8, 8), quantize_graph(scaled, 8, 8)) == ""
     # Without the threshold it is another network.
     other = changed(graph, conv={"weight": 10 * conv.weight, "bias": 10 * conv.bias})
-    assert same_graph(quantize_graph(graph, 8, 8), quantize_graph(other, 8, 8)) != ""
+    assert find_difference(quantize_graph(graph, 8, 8), quantize_graph(other, 8, 8)) != ""
 
 
 def test_weights_round_to_the_nearest_even():

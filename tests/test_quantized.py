@@ -15,7 +15,7 @@ from stars_deploy.quantized import (
     Population,
     QuantizedGraph,
     QuantizedInput,
-    same_graph,
+    find_difference,
 )
 
 
@@ -224,11 +224,11 @@ def test_delayed_loops_are_allowed():
         (lambda one: replace(one, projections=one.projections * 2), "number of layers"),
     ],
 )
-def test_same_graph(change, difference):
-    assert same_graph(graph(), change(graph())) == difference
+def test_find_difference(change, difference):
+    assert find_difference(graph(), change(graph())) == difference
 
 
-def test_same_graph_of_different_kinds():
+def test_find_difference_of_different_kinds():
     plane = QuantizedInput(name="x", shape=(2, 1, 1))
     full = graph(input=plane)
     wide = graph(
@@ -236,7 +236,7 @@ def test_same_graph_of_different_kinds():
         populations=(population(shape=(2, 1, 1), bias=np.array([[[1]], [[-2]]])),),
         projections=(conv(np.ones((2, 2, 1, 1), int)),),
     )
-    assert same_graph(full, wide) == "n.shape"
+    assert find_difference(full, wide) == "n.shape"
     moved = replace(full, projections=(conv(np.ones((2, 2, 1, 1), int)),), populations=wide.populations)
-    assert same_graph(wide, moved) == ""
-    assert same_graph(replace(wide, projections=wide.projections), replace(moved, timesteps=5)) == "timesteps"
+    assert find_difference(wide, moved) == ""
+    assert find_difference(replace(wide, projections=wide.projections), replace(moved, timesteps=5)) == "timesteps"

@@ -14,7 +14,7 @@ import pytest
 
 from stars_deploy.errors import ArtifactError, FormatError
 from stars_deploy.graph import LIF, BatchNorm, Conv2d, Input, Integrator, Linear, Normalize, SpikingGraph
-from stars_deploy.quantized import same_graph
+from stars_deploy.quantized import find_difference
 from stars_deploy.serde import load_graph, load_quantized, save_graph
 
 
@@ -43,7 +43,7 @@ def test_quantized_round_trip(small_chain, tmp_path):
     graph = replace(small_chain, projections=(*small_chain.projections, delayed))
     save_graph(graph, path)
     back = load_quantized(path)
-    assert same_graph(graph, back) == ""
+    assert find_difference(graph, back) == ""
     assert back.labels == graph.labels and back.input.scale == graph.input.scale
     assert [p.scale for p in back.populations] == [p.scale for p in graph.populations]
     assert not back.projections[0].weight.flags.writeable
@@ -174,7 +174,7 @@ def test_flipped_bits(small_chain, tmp_path):
         damaged[position] ^= 1 << int(rng.integers(8))
         path.write_bytes(damaged)
         try:
-            assert same_graph(small_chain, load_quantized(path)) == ""
+            assert find_difference(small_chain, load_quantized(path)) == ""
         except FormatError:
             refused += 1
     assert refused > 150

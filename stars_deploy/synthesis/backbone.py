@@ -115,14 +115,6 @@ class FastBackbone:
             images = adapted(latent, labels)
         return SynthesizedBatch(images=images, labels=labels, terms=terms)
 
-    def sample(self, count: int) -> Tensor:
-        """Return `count` images of the shared generator as it is, without adapting it."""
-        labels = torch.arange(count) % self.teacher.classes
-        latent = torch.randn(count, self.config.latent, generator=self.draws)
-        with torch.no_grad():
-            images: Tensor = self.generator.train()(latent, labels)
-        return images
-
     def _objective(self, images: Tensor, labels: Tensor, student: Student) -> tuple[Tensor, dict[str, float]]:
         weights = self.weights
         views = randomly_shifted(images, self.shift, self.config.flip, self.draws)

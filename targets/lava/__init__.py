@@ -62,6 +62,10 @@ class LavaTarget:
         """Write the file that ``lava.lib.dl.netx.hdf5.Network`` loads; see the ``netx`` target."""
         write_netx(graph, path)
 
+    def read(self, path: Path, timesteps: int) -> QuantizedGraph:
+        """Read `path` back as a graph, without Lava; see the ``netx`` target."""
+        return read_netx(path, timesteps=timesteps)
+
     def execute(self, path: Path, images: IntArray, timesteps: int) -> SpikeRecord:
         """Run `path` in Lava on `images`, (B, C, H, W) [LSB].
 
@@ -80,7 +84,7 @@ class LavaTarget:
         available = self.availability()
         if not available.ok:
             raise TargetError(self.name, "cannot run here", remedy=available.reason)
-        graph = read_netx(path, timesteps=timesteps)
+        graph = self.read(path, timesteps)
         check_images(graph, images)
         with tempfile.TemporaryDirectory(prefix="stars-deploy-lava-") as name:
             folder = Path(name)
