@@ -188,9 +188,32 @@ def test_other_settings_do_not_overwrite(copied):
     assert result.report["counts"]["timesteps"] == 2
 
 
+def test_files_of_somebody_else_are_not_written_over(tmp_path):
+    (tmp_path / "model.net").write_text("mine")
+    with pytest.raises(ConfigError, match=r"model\.net, but no build"):
+        build(settings(), tmp_path)
+    assert (tmp_path / "model.net").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_overwrite_goes_over_settings_that_cannot_be_read(copied):
+    (copied / "config.yaml").write_text("setting_of_another_version: 1\n")
+    with pytest.raises(ConfigError, match="setting_of_another_version"):
+        build(settings(), copied)
+    assert build(settings(), copied, overwrite=True).report["verification"]["netx"]["passed"]
+
+
+def test_export_into_a_build_is_refused(copied):
+    before = {path.name: sha256(path) for path in copied.iterdir()}
+    with pytest.raises(ConfigError, match="holds a build"):
+        export_model(copied / "student.safetensors", ["netx"], copied, bits=4)
+    assert {path.name: sha256(path) for path in copied.iterdir()} == before
+
+
 def test_resume_needs_a_build(tmp_path):
     with pytest.raises(ConfigError, match="holds no build"):
         build(settings(), tmp_path / "nothing", resume=True)
+    with pytest.raises(ConfigError, match="together with --overwrite"):
+        build(settings(), tmp_path / "nothing", resume=True, overwrite=True)
 
 
 @pytest.mark.parametrize(

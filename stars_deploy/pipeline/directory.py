@@ -24,6 +24,8 @@ MODEL = "model.npz"
 NETX = "model.net"
 REPORT = "report.json"
 MANIFEST = "manifest.json"
+#: What a build leaves in its folder, beside its settings.
+ARTIFACTS = (CHECKPOINT, STUDENT, IMAGES, HISTORY, FLOAT_GRAPH, MODEL, NETX, REPORT, MANIFEST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,26 +58,37 @@ class RunDirectory:
         return self.path / name
 
     def start(self, config: BuildConfig, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder ready for `config`; a finished build of other settings is never written over.
+        """Make the folder ready for `config`; nothing of another build, or of no build, is written over unasked.
 
         Raises
         ------
         ConfigError
-            If it holds a finished build of other settings and neither `overwrite` nor another folder was asked for,
+            If it holds a build of other settings or files that are not a build's, and `overwrite` was not asked for;
             or if there is nothing to resume.
         """
-        known = self.file(CONFIG)
-        if resume and not known.is_file():
+        if resume and overwrite:
+            raise ConfigError("--resume", "given together with --overwrite", "one of the two")
+        if resume and not self.is_build():
             raise ConfigError("--resume", f"{self.path} holds no build", "a folder with an interrupted build")
-        if known.is_file() and not overwrite and load_config(known, {}) != config:
+        present = [name for name in ARTIFACTS if self.file(name).exists()]
+        if overwrite:
+            for name in present:
+                self.file(name).unlink()
+        elif self.is_build() and self.config() != config:
             raise ConfigError(
                 f"--out {self.path}", "holds a build with other settings", "an empty folder, or the same settings",
                 "choose another --out, or add --overwrite",
             )  # fmt: skip
-        if known.is_file() and load_config(known, {}) != config:
-            for name in (CHECKPOINT, STUDENT, IMAGES, HISTORY, FLOAT_GRAPH, MODEL, NETX, REPORT, MANIFEST):
-                self.file(name).unlink(missing_ok=True)
-        save_config(config, known)
+        elif present and not self.is_build():
+            raise ConfigError(
+                f"--out {self.path}", f"holds {', '.join(present)}, but no build", "an empty folder",
+                "choose another --out, or add --overwrite",
+            )  # fmt: skip
+        save_config(config, self.file(CONFIG))
+
+    def is_build(self) -> bool:
+        """Whether a build was started here."""
+        return self.file(CONFIG).is_file()
 
     def unseal(self) -> None:
         """Take the report and the manifest away before artefacts are replaced: both come back last."""

@@ -73,6 +73,10 @@ def export_model(
         raise ConfigError("--target", "none", "at least one target")
     for name in targets:
         find_target(name)
+    if RunDirectory(folder).is_build():
+        raise ConfigError(
+            f"--out {folder}", "holds a build", "another folder", "its files would no longer be the build's"
+        )
     calibrated_on = "nothing: the integers are those of the file"
     with watch.stage("quantise"):
         if Path(path).suffix == ".safetensors":
