@@ -47,6 +47,11 @@ def test_help_has_an_example_and_the_common_options(command):
         assert word in result.stdout, word
 
 
+def test_help_says_the_defaults():
+    words = run("build", "--help").stdout
+    assert "(default 4)" in words and "(default runs/TEACHER-METHOD-tT)" in words and "--no-trust" not in words
+
+
 def test_version():
     assert run("--version").stdout.startswith("stars-deploy 0")
     assert run("build", "--version").stdout == run("--version").stdout

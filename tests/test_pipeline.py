@@ -302,6 +302,22 @@ def test_export_for_no_timesteps_is_refused(built, tmp_path, name):
     assert not (tmp_path / "exported").exists()
 
 
+def test_export_never_ignores_bits(built, tmp_path):
+    directory = built[0].directory
+    four = export_model(directory, ["netx"], tmp_path / "four", bits=4)
+    assert four.calibrated_on.startswith("synthetic images")
+    assert export_model(directory, ["netx"], tmp_path / "same").calibrated_on.startswith("nothing")
+    assert {p.precision.bits for p in read_netx(tmp_path / "four" / "model.net").projections} == {4}
+    with pytest.raises(ConfigError, match="--bits"):
+        export_model(directory / "model.net", ["netx"], tmp_path / "file", bits=4)
+    with pytest.raises(ConfigError, match="--input-bits"):
+        export_model(directory, ["netx"], tmp_path / "build", input_bits=4)
+    with pytest.raises(StarsDeployError, match="bits"):
+        export_model(directory / "student.safetensors", ["netx"], tmp_path / "student", bits=9)
+    with pytest.raises(StarsDeployError, match="bits"):
+        export_model(directory / "student.safetensors", ["netx"], tmp_path / "student", bits=0)
+
+
 def test_export_needs_a_target(built, tmp_path):
     with pytest.raises(ConfigError, match="--target"):
         export_model(built[0].directory, [], tmp_path / "exported")

@@ -40,8 +40,8 @@ def export_model(
     out: str | Path,
     *,
     timesteps: int | None = None,
-    bits: int = 8,
-    input_bits: int = 8,
+    bits: int | None = None,
+    input_bits: int | None = None,
     samples: int = 16,
     observer: Observer | None = None,
 ) -> ExportResult:
@@ -56,14 +56,18 @@ def export_model(
         Folder for the files.
     timesteps : int, optional
         In place of the model's own.
-    bits, input_bits : int
-        For a student: weight bits, and most bits of the image.
+    bits : int, optional
+        Weight bits: 8 for a student, those of the build for its directory; a file keeps its own.
+    input_bits : int, optional
+        For a student the most bits of the image, for a ``.net`` that does not state them its input bits: 8.
     samples : int
         Distinct images to verify with.
     observer : Observer, optional
 
     Raises
     ------
+    ConfigError
+        If `out` holds a build, or bits are asked for that the model cannot be given any more.
     VerificationError
         If a target differs from the reference.
     """
@@ -77,13 +81,12 @@ def export_model(
         raise ConfigError(
             f"--out {folder}", "holds a build", "another folder", "its files would no longer be the build's"
         )
-    calibrated_on = "nothing: the integers are those of the file"
     with watch.stage("quantise"):
         if Path(path).suffix == ".safetensors":
-            graph, calibrated_on = _quantise_student(Path(path), folder, timesteps, bits, input_bits)
+            graph, calibrated_on = _quantise_student(Path(path), folder, timesteps, _known(bits), _known(input_bits))
         else:
-            graph = open_model(path, timesteps, input_bits).at_setting(timesteps)
-            prove_bounds(graph)
+            graph, calibrated_on = _opened(Path(path), timesteps, bits, input_bits)
+        prove_bounds(graph)
         save_graph(graph, folder / MODEL)
     graph = load_quantized(folder / MODEL)
     with watch.stage("write"):
@@ -93,6 +96,20 @@ def export_model(
         verifications = verify_targets(graph, folder, targets, images, watch)
     check_verified(verifications)
     return ExportResult(files=(folder / MODEL, *files), calibrated_on=calibrated_on, verifications=tuple(verifications))
+
+
+def _opened(path: Path, timesteps: int | None, bits: int | None, input_bits: int | None) -> tuple[QuantizedGraph, str]:
+    model = open_model(path, timesteps, _known(input_bits))
+    if input_bits is not None and model.file.suffix != ".net":
+        raise ConfigError("--input-bits", f"{input_bits} for {path}", "only for a student or a .net file")
+    graph = model.at_setting(timesteps, bits)
+    if model.directory is not None and graph is not model.graph:
+        return graph, f"synthetic images of {path}"
+    return graph, "nothing: the integers are those of the file"
+
+
+def _known(bits: int | None) -> int:
+    return 8 if bits is None else bits
 
 
 def _quantise_student(
