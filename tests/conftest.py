@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from stars_deploy.quantized import ConvProjection, DenseProjection, Population, 
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+# A shell starts its background jobs with SIGINT ignored, and every process below inherits that: without this, the tests
+# that interrupt a build or Lava would wait in vain.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 
