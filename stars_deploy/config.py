@@ -122,7 +122,7 @@ class BuildConfig(_Section):
     timesteps: Annotated[int, Field(ge=1, le=1024)] = 4
     bits: Annotated[int, Field(ge=2, le=8)] = 8
     input_bits: Annotated[int, Field(ge=1, le=8)] = 8
-    targets: tuple[str, ...] = ("lava",)
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("lava",)
     hardware: str = "loihi2"
     verify_samples: Annotated[int, Field(ge=2)] = 16
     calibration_images: Count = 32

@@ -44,6 +44,7 @@ def test_methods_differ_by_rca_and_tar_only():
         ("timesteps: 0", "timesteps"),
         ("bits: 1", "bits"),
         ("seed: -1", "seed"),
+        ("targets: []", "targets"),
         ("targetz: [lava]", "targetz"),
         ("distill: {learning_rate: .nan}", "distill.learning_rate"),
         ("student: {decay: 1.0}", "student.decay"),

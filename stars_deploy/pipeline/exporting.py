@@ -73,14 +73,7 @@ def export_model(
     """
     watch = observer or Observer()
     folder = Path(out)
-    if not targets:
-        raise ConfigError("--target", "none", "at least one target")
-    for name in targets:
-        find_target(name)
-    if RunDirectory(folder).is_build():
-        raise ConfigError(
-            f"--out {folder}", "holds a build", "another folder", "its files would no longer be the build's"
-        )
+    _check_request(targets, folder)
     with watch.stage("quantise"):
         if Path(path).suffix == ".safetensors":
             graph, calibrated_on = _quantise_student(Path(path), folder, timesteps, _known(bits), _known(input_bits))
@@ -96,6 +89,17 @@ def export_model(
         verifications = verify_targets(graph, folder, targets, images, watch)
     check_verified(verifications)
     return ExportResult(files=(folder / MODEL, *files), calibrated_on=calibrated_on, verifications=tuple(verifications))
+
+
+def _check_request(targets: Sequence[str], folder: Path) -> None:
+    if not targets:
+        raise ConfigError("--target", "none", "at least one target")
+    for name in targets:
+        find_target(name)
+    if RunDirectory(folder).is_build():
+        raise ConfigError(
+            f"--out {folder}", "holds a build", "another folder", "its files would no longer be the build's"
+        )
 
 
 def _opened(path: Path, timesteps: int | None, bits: int | None, input_bits: int | None) -> tuple[QuantizedGraph, str]:
