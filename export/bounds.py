@@ -73,11 +73,24 @@ def prove_bounds(graph: QuantizedGraph) -> Mapping[str, StateBounds]:
 def bound_population(graph: QuantizedGraph, population: Population) -> StateBounds:
     """Return the interval of one population's state variables over the timesteps of `graph`."""
     low, high = _activation_range(graph, population)
+    if graph.input.biases == population.name:
+        # The image is part of the membrane's sum and not of the current's.
+        payload = graph.input.precision
+        image = (np.int64(payload.low), np.int64(payload.high))
+        return bound_states(population, low, high, graph.timesteps, image)
     return bound_states(population, low, high, graph.timesteps)
 
 
-def bound_states(population: Population, low: IntArray, high: IntArray, timesteps: int) -> StateBounds:
+def bound_states(
+    population: Population,
+    low: IntArray,
+    high: IntArray,
+    timesteps: int,
+    image: tuple[np.int64, np.int64] = (np.int64(0), np.int64(0)),
+) -> StateBounds:
     """Step the intervals of current and membrane.
+
+    A reset adds nothing: what follows it is what follows the first timestep.
 
     Parameters
     ----------
@@ -85,8 +98,10 @@ def bound_states(population: Population, low: IntArray, high: IntArray, timestep
     low, high : array of int, broadcastable to the population's shape [LSB]
         Range of the activation of one timestep, before the shift.
     timesteps : int
+    image : pair of int [LSB]
+        Range of what the input adds to the bias.
     """
-    bias = population.bias << STATE_EXP
+    bias_low, bias_high = ((population.bias + pixel) << STATE_EXP for pixel in image)
     threshold = population.vth << STATE_EXP
     u_low = u_high = v_low = v_high = np.zeros(population.shape, np.int64)
     # Extremes only grow: should int64 overflow in a later timestep, the first one beyond the limit still counts.
@@ -94,8 +109,8 @@ def bound_states(population: Population, low: IntArray, high: IntArray, timestep
     for _ in range(timesteps):
         u_low = decayed(u_low, population.decay_u) + (low << STATE_EXP)
         u_high = decayed(u_high, population.decay_u) + (high << STATE_EXP)
-        v_low = decayed(v_low, population.decay_v) + u_low + bias
-        v_high = decayed(v_high, population.decay_v) + u_high + bias
+        v_low = decayed(v_low, population.decay_v) + u_low + bias_low
+        v_high = decayed(v_high, population.decay_v) + u_high + bias_high
         extremes = [
             min(extremes[0], int(u_low.min())),
             max(extremes[1], int(u_high.max())),
@@ -111,11 +126,18 @@ def bound_states(population: Population, low: IntArray, high: IntArray, timestep
 def _activation_range(graph: QuantizedGraph, population: Population) -> tuple[IntArray, IntArray]:
     low = high = np.zeros(population.shape, np.int64)
     for projection in graph.into(population.name):
-        graded = projection.source == graph.input.name
-        largest = graph.input.precision.high if graded else int(graph.population(projection.source).fires)
-        negative, positive = (_per_output(projection, part * largest) for part in signed_sums(projection))
-        low, high = low + negative, high + positive
+        least, largest = value_range(graph, projection.source)
+        negative, positive = (_per_output(projection, part) for part in signed_sums(projection))
+        low = low + negative * largest + positive * least
+        high = high + positive * largest + negative * least
     return low, high
+
+
+def value_range(graph: QuantizedGraph, source: str) -> tuple[int, int]:
+    """Return the least and largest value that an input or a population sends; 0 (nothing sent) lies between them."""
+    if source == graph.input.name:
+        return graph.input.precision.low, graph.input.precision.high
+    return 0, int(graph.population(source).fires)
 
 
 def signed_sums(projection: Projection) -> tuple[IntArray, IntArray]:

@@ -8,6 +8,7 @@ weight that would look into the padding is never met. A graded input message mee
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from stars_deploy.precision import Precision
 from stars_deploy.quantized import ConvProjection, IntArray, Projection, QuantizedGraph
 from stars_deploy.targets.base import SpikeRecord
-from stars_deploy.targets.reference import project
+from stars_deploy.targets.reference import present, project
 
 _BIT = Precision(bits=1, signed=False)
 
@@ -65,9 +66,10 @@ def connections(projection: Projection, shape: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Wire:
-    """One projection, prepared for counting: fan-out per source neuron (flat), and its non-zero weights as ones."""
+    """Synapses of one delay, prepared for counting: fan-out per source neuron, and their non-zero weights as ones."""
 
     projection: Projection
+    delay: int
     effective: IntArray
     stored: IntArray
     ones: Projection
@@ -98,16 +100,26 @@ class LayerCounts:
 
 
 def wire_up(graph: QuantizedGraph) -> tuple[Wire, ...]:
-    """Return the projections of `graph`, prepared for :func:`count_batch`."""
+    """Return the synapses of `graph`, prepared for :func:`count_batch`."""
     return tuple(
         Wire(
-            projection=projection,
-            effective=fan_out(projection, graph.shape_of(projection.source)).ravel(),
-            stored=fan_out(projection, graph.shape_of(projection.source), stored=True).ravel(),
-            ones=replace(projection, weight=(projection.weight != 0).astype(np.int64), precision=_BIT),
+            projection=synapses,
+            delay=delay,
+            effective=fan_out(synapses, graph.shape_of(projection.source)).ravel(),
+            stored=_stored(projection, delay, graph.shape_of(projection.source)).ravel(),
+            ones=replace(synapses, weight=(synapses.weight != 0).astype(np.int64), precision=_BIT),
         )
         for projection in graph.projections
+        for delay, synapses in projection.by_delay()
     )
+
+
+def _stored(projection: Projection, delay: int, shape: tuple[int, ...]) -> IntArray:
+    """Return the synapses of one delay that a spike of each source neuron meets, stored zero weights included."""
+    if isinstance(projection.delay, int):
+        return fan_out(projection, shape, stored=True)
+    stored: IntArray = (projection.delay == delay).sum(axis=0, dtype=np.int64).reshape(shape)
+    return stored
 
 
 def count_batch(
@@ -122,41 +134,34 @@ def count_batch(
         From :func:`wire_up` of the same graph.
     record : SpikeRecord
         Spikes (T, B, *shape).
-    images : array of int, (B, C, H, W) [LSB]
-        A pixel of 0 sends no message.
+    images : array of int, (B, *shape) or (T, B, *shape) [LSB]
+        A pixel of 0 sends no message; one that sets a bias sends none at all.
 
     Returns
     -------
     dict of str to LayerCounts
         Sums over the batch. A spike whose delay would bring it in after the last timestep meets no weight.
     """
-    return {
-        population.name: _count_layer(
-            graph, tuple(wire for wire in wires if wire.projection.target == population.name), record, images
-        )
-        for population in graph.populations
-    }
+    sent = {graph.input.name: present(graph, images != 0), **record.spikes}
+    return {population.name: _count_layer(graph, population.name, wires, sent) for population in graph.populations}
 
 
-def _count_layer(graph: QuantizedGraph, wires: tuple[Wire, ...], record: SpikeRecord, images: IntArray) -> LayerCounts:
-    steps, samples = graph.timesteps, len(images)
+def _count_layer(
+    graph: QuantizedGraph, name: str, wires: tuple[Wire, ...], sent: Mapping[str, npt.NDArray[np.bool_]]
+) -> LayerCounts:
+    steps = graph.timesteps
     from_spikes, from_input, dense = (np.zeros(steps, np.int64) for _ in range(3))
-    name = wires[0].projection.target
-    fired = record.spikes[name]
+    fired = sent[name]
     touched = fired.copy()
     for wire in wires:
-        source, delay = wire.projection.source, wire.projection.delay
-        if delay >= steps:
+        if wire.projection.target != name or wire.delay >= steps:
             continue
-        if source == graph.input.name:
-            emitted = np.broadcast_to((images != 0).reshape(samples, -1).sum(axis=0), (steps, images[0].size))
-            touched[delay:] |= project(wire.ones, (images != 0).astype(np.int64)) > 0
-        else:
-            emitted = record.spikes[source].reshape(steps, samples, -1).sum(axis=1)
-            _touch(touched, wire, record.spikes[source])
-        arriving = emitted[: steps - delay]
-        (from_input if source == graph.input.name else from_spikes)[delay:] += arriving @ wire.effective
-        dense[delay:] += arriving @ wire.stored
+        source = wire.projection.source
+        messages = sent[source].reshape(*sent[source].shape[:2], -1).sum(axis=1)
+        _touch(touched, wire, sent[source])
+        arriving = messages[: steps - wire.delay]
+        (from_input if source == graph.input.name else from_spikes)[wire.delay :] += arriving @ wire.effective
+        dense[wire.delay :] += arriving @ wire.stored
     per_step = (steps, -1)
     return LayerCounts(
         spikes=fired.reshape(per_step).sum(axis=1),
@@ -169,6 +174,5 @@ def _count_layer(graph: QuantizedGraph, wires: tuple[Wire, ...], record: SpikeRe
 
 def _touch(touched: npt.NDArray[np.bool_], wire: Wire, spikes: npt.NDArray[np.bool_]) -> None:
     """Mark in `touched` (T, B, *shape) the neurons that spikes reach, one timestep at a time to bound memory."""
-    delay = wire.projection.delay
-    for step in range(delay, len(touched)):
-        touched[step] |= project(wire.ones, spikes[step - delay].astype(np.int64)) > 0
+    for step in range(wire.delay, len(touched)):
+        touched[step] |= project(wire.ones, spikes[step - wire.delay].astype(np.int64)) > 0
