@@ -47,7 +47,14 @@ def whole_numbers(values: npt.ArrayLike, where: str) -> IntArray:
     array = np.asarray(values)
     if not np.issubdtype(array.dtype, np.integer):
         raise QuantizationError(where, f"dtype {array.dtype}", "integers")
+    int64 = np.iinfo(np.int64)
+    check_range(array, int64.min, int64.max, where)  # NumPy would wrap larger uint64 in silence
     return frozen_array(array, np.int64)  # type: ignore[return-value]
+
+
+def _check_shape(name: str, shape: tuple[int, ...]) -> None:
+    if not shape or min(shape) < 1:
+        raise QuantizationError(name, f"shape {shape}", "at least one axis and one neuron")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +85,7 @@ class QuantizedInput:
     biases: str = ""
 
     def __post_init__(self) -> None:
+        _check_shape(self.name, self.shape)
         if self.biases and (self.precision.bits, self.precision.signed) != (BIAS_BITS, True):
             raise QuantizationError(f"{self.name}.precision", self.precision, f"signed, {BIAS_BITS} bits, for a bias")
         if self.precision.bits > PAYLOAD_BITS:
@@ -148,6 +156,7 @@ class Population:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        _check_shape(self.name, self.shape)
         for name in ("decay_u", "decay_v"):
             object.__setattr__(self, name, self._checked_decay(name))
         check_range(self.vth, 0, VTH_NEVER, f"{self.name}.vth")

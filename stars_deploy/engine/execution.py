@@ -1,0 +1,180 @@
+"""What one thread does: it runs chunks of samples through a plan, slice of time by slice, layer by layer.
+
+A layer is run over all timesteps of a slice at once; only layers that depend on each other in a loop are stepped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from stars_deploy.engine.kernels import count_spikes, project_frames, project_synapses
+from stars_deploy.engine.neurons import update_narrow, update_wide
+from stars_deploy.engine.plan import Layer, Numbers, Plan, Window, Wiring, lay_out, restore
+from stars_deploy.engine.tally import Fans, Tally
+from stars_deploy.engine.workspace import Extent, Workspace
+from stars_deploy.populations import STATE_EXP, IntArray
+from stars_deploy.targets.base import SpikeArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Slice:
+    """Timesteps [first, first + steps) of a chunk of `samples` samples."""
+
+    first: int
+    steps: int
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sums:
+    """The activation of a layer over a slice: timestep t sees frame ``frame_of[t]``."""
+
+    activation: Numbers
+    touched: Numbers
+    frame_of: IntArray
+
+
+class Runner:
+    """Runs chunks one after another in arrays of its own.
+
+    Parameters
+    ----------
+    plan : Plan
+    fans : Fans
+    extent : Extent
+    """
+
+    def __init__(self, plan: Plan, fans: Fans, extent: Extent) -> None:
+        self.plan, self.extent = plan, extent
+        self.tally = Tally(plan, fans, extent.steps)
+        self._space = Workspace(plan, extent)
+        self._image: Numbers = np.zeros(0)
+        self._stays = True
+
+    def run(self, images: IntArray, recorded: Mapping[str, SpikeArray]) -> IntArray:
+        """Run one chunk; return its final potentials, (B, N) [LSB].
+
+        Parameters
+        ----------
+        images : array of int, (B, *shape) or (T, B, *shape)
+            No more samples than the extent.
+        recorded : mapping of str to array of bool, (T, B, *shape)
+            Filled with the spikes of these populations.
+        """
+        graph, extent = self.plan.graph, self.extent
+        self._stays = not graph.input.over_time(images)
+        flat = lay_out(images, graph.input.shape)
+        self._image = flat[:, np.newaxis] if self._stays else flat.swapaxes(0, 1)
+        self._space.start()
+        for first in range(0, graph.timesteps, extent.steps):
+            steps = min(extent.steps, graph.timesteps - first)
+            part = _Slice(first=first, steps=steps, samples=len(self._image))
+            self._load_input(part)
+            for block in self.plan.blocks:
+                self._run_block(block, part)
+            for name, spikes in recorded.items():
+                sent = restore(self._sent(name, part), graph.shape_of(name))
+                spikes[first : first + steps] = sent.swapaxes(0, 1)
+            if extent.steps < graph.timesteps:
+                self.tally.close_slice(first, steps)
+            self._space.carry(steps)
+        potential = restore(self._space.v[graph.output.name][: len(self._image)], graph.output.shape)
+        return potential.reshape(len(self._image), -1).astype(np.int64)
+
+    def close(self) -> None:
+        """Finish the counts after the last chunk."""
+        if self.extent.steps == self.plan.graph.timesteps:
+            self.tally.close_slice(0, self.extent.steps)
+
+    def _sent(self, name: str, part: _Slice) -> Numbers:
+        history = self.plan.history[name]
+        return self._space.frames[name][: part.samples, history : history + part.steps]
+
+    def _shown(self, part: _Slice) -> Numbers:
+        """Return what the input shows in a slice, (B, 1 or steps, neurons)."""
+        return self._image if self._stays else self._image[:, part.first : part.first + part.steps]
+
+    def _load_input(self, part: _Slice) -> None:
+        source, shown = self.plan.graph.input, self._shown(part)
+        if source.biases:
+            return
+        self._sent(source.name, part)[:] = shown
+        self.tally.emitted[source.name][: part.steps] += np.count_nonzero(shown, axis=0).astype(np.int32)
+
+    def _run_block(self, block: tuple[Layer, ...], part: _Slice) -> None:
+        names = {layer.name for layer in block}
+        sums = {layer.name: self._begin(layer, slot, names, part) for slot, layer in enumerate(block)}
+        looping = {layer.name: [wiring for wiring in layer.wirings if wiring.source in names] for layer in block}
+        strides = range(part.steps) if any(looping.values()) else (0,)
+        length = 1 if any(looping.values()) else part.steps
+        for step in strides:
+            for layer in block:
+                for wiring in looping[layer.name]:
+                    self._project(layer, wiring, sums[layer.name], part, step, step + length)
+                self._update(layer, sums[layer.name], part, step, step + length)
+        for layer in block:
+            made = sums[layer.name]
+            count_spikes(
+                self._space.frames[layer.name][: part.samples], made.touched, made.frame_of,
+                self.plan.history[layer.name], self.tally.emitted[layer.name],
+                self.tally.active[layer.name][part.first : part.first + part.steps],
+            )  # fmt: skip
+
+    def _begin(self, layer: Layer, slot: int, looping: set[str], part: _Slice) -> _Sums:
+        """Return the sums of a layer with all that comes from outside its block."""
+        delay = layer.steady_delay(self.plan.graph.input.name) if self._stays else None
+        if delay is not None:
+            # An image that stays makes the same sums at every timestep: frame 0 is before its delay, frame 1 after.
+            activation, touched = self._space.activation(slot, layer, part.samples, 2)
+            arrived = np.arange(part.first, part.first + part.steps) >= delay
+            made = _Sums(activation=activation, touched=touched, frame_of=arrived.astype(np.int64))
+            image = self._image.astype(self._space.frames[self.plan.graph.input.name].dtype)
+            for wiring in layer.wirings:
+                self._project_window(layer, wiring, image, made, (0, 1), 0, 1)
+            return made
+        activation, touched = self._space.activation(slot, layer, part.samples, part.steps)
+        made = _Sums(activation=activation, touched=touched, frame_of=np.arange(part.steps))
+        for wiring in layer.wirings:
+            if wiring.source not in looping:
+                self._project(layer, wiring, made, part, 0, part.steps)
+        return made
+
+    def _project(self, layer: Layer, wiring: Wiring, made: _Sums, part: _Slice, first: int, last: int) -> None:
+        history = self.plan.history[wiring.source]
+        frames = self._space.frames[wiring.source][: part.samples]
+        if isinstance(wiring, Window):
+            self._project_window(layer, wiring, frames, made, (first, last), history - wiring.delay, 0)
+        else:
+            project_synapses(
+                frames, first, last, history - wiring.delays, wiring.starts, wiring.targets, wiring.weights,
+                made.activation, made.touched,
+            )  # fmt: skip
+
+    def _project_window(
+        self, layer: Layer, wiring: Wiring, frames: Numbers, made: _Sums, steps: tuple[int, int], back: int, ahead: int
+    ) -> None:
+        assert isinstance(wiring, Window)
+        space = self._space
+        project_frames(
+            wiring.units, wiring.graded, frames, *steps, back, ahead, wiring.shape, wiring.tables, wiring.nonzero,
+            wiring.zeros, made.activation, made.touched, space.rows, space.ends, space.by[np.dtype(layer.sums)],
+        )  # fmt: skip
+
+    def _update(self, layer: Layer, made: _Sums, part: _Slice, first: int, last: int) -> None:
+        space, population = self._space, layer.population
+        times = range(part.first + 1, part.first + part.steps + 1)
+        update = update_narrow if layer.state is np.int32 else update_wide
+        update(
+            made.activation, made.frame_of, self._bias(layer, part), layer.keep_u, layer.keep_v,
+            population.leaks_current, layer.threshold, np.array([population.resets_at(time) for time in times]),
+            first, last, space.u[layer.name][: part.samples], space.v[layer.name][: part.samples],
+            space.frames[layer.name][: part.samples], self.plan.history[layer.name],
+        )  # fmt: skip
+
+    def _bias(self, layer: Layer, part: _Slice) -> Numbers:
+        if self.plan.graph.input.biases != layer.name:
+            return layer.bias
+        return np.ascontiguousarray(self._shown(part) << STATE_EXP, dtype=layer.state)

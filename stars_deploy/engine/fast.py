@@ -1,0 +1,152 @@
+"""The fast engine: a quantised graph compiled once, and run on batches of any size within a budget of memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from stars_deploy.engine.execution import Runner
+from stars_deploy.engine.plan import make_plan
+from stars_deploy.engine.tally import Fans
+from stars_deploy.engine.workspace import choose_extent
+from stars_deploy.errors import ConfigError
+from stars_deploy.quantized import IntArray, QuantizedGraph
+from stars_deploy.synops import LayerCounts
+from stars_deploy.targets.base import SpikeArray, SpikeRecord
+from stars_deploy.targets.reference import check_images
+
+#: Memory that a run may use beside its images and its tables [bytes].
+DEFAULT_MEMORY = 2 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastRun:
+    """What a network did on a batch.
+
+    Parameters
+    ----------
+    potential : array of int, (B, N) [LSB]
+        Membrane potential of the last population after the last timestep.
+    counts : mapping of str to LayerCounts
+        Sums over the batch, for each population.
+    spikes : mapping of str to array of bool, (T, B, *shape)
+        Of the populations that were to be recorded.
+    """
+
+    potential: IntArray
+    counts: Mapping[str, LayerCounts]
+    spikes: Mapping[str, SpikeArray]
+
+    def classes(self) -> npt.NDArray[np.int64]:
+        """Return the predicted class of each sample, (B,): the largest potential, the lowest index of equals."""
+        classes: npt.NDArray[np.int64] = self.potential.argmax(axis=1)
+        return classes
+
+
+class FastEngine:
+    """A network compiled for running; equal to :func:`~stars_deploy.targets.reference.run_reference` in every spike.
+
+    Parameters
+    ----------
+    graph : QuantizedGraph
+    threads : int, optional
+        They share the samples; by default one for each processor that this process may use.
+    memory : int
+        Budget [bytes] for everything that grows with the samples or timesteps of a run, recorded spikes included; the
+        images and the network's own tables come on top.
+
+    Raises
+    ------
+    ConfigError
+        If `threads` or `memory` is below 1.
+    """
+
+    def __init__(self, graph: QuantizedGraph, *, threads: int | None = None, memory: int = DEFAULT_MEMORY) -> None:
+        if threads is not None and threads < 1:
+            raise ConfigError("threads", threads, "at least 1")
+        if memory < 1:
+            raise ConfigError("memory", memory, "at least 1 byte")
+        self.graph, self.memory = graph, memory
+        self.threads = threads or _processors()
+        self._plan = make_plan(graph)
+        self._fans = Fans(self._plan)
+
+    def run(self, images: IntArray, *, record: Collection[str] = ()) -> FastRun:
+        """Run a batch of quantised images.
+
+        Parameters
+        ----------
+        images : array of int, (B, *shape) or (T, B, *shape) [LSB]
+            Presented at every timestep, or one frame for each.
+        record : collection of str
+            Populations whose spikes are kept; all are counted in any case.
+
+        Raises
+        ------
+        ConfigError
+            If there is no population of a name in `record`, or the memory does not suffice.
+        QuantizationError
+            If the images do not fit the network's input.
+        """
+        check_images(self.graph, images)
+        samples = images.shape[1 if self.graph.input.over_time(images) else 0]
+        recorded = self._recordings(record, samples)
+        threads = max(1, min(self.threads, samples))
+        memory = self.memory - sum(spikes.size for spikes in recorded.values())
+        extent = choose_extent(self._plan, -(-samples // threads) or 1, memory // threads)
+        potential = np.zeros((samples, self.graph.output.size), np.int64)
+        chunks = iter([slice(start, start + extent.samples) for start in range(0, samples, extent.samples)])
+        runners = [Runner(self._plan, self._fans, extent) for _ in range(threads)]
+
+        def work(runner: Runner) -> None:
+            for chunk in chunks:  # shared: each thread takes the next (a list's iterator is atomic)
+                parts = {name: spikes[:, chunk] for name, spikes in recorded.items()}
+                potential[chunk] = runner.run(_take(self.graph, images, chunk), parts)
+            runner.close()
+
+        if threads == 1:
+            work(runners[0])
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(work, runners))
+        return FastRun(potential=potential, counts=_merge(runners), spikes=recorded)
+
+    def _recordings(self, record: Collection[str], samples: int) -> dict[str, SpikeArray]:
+        names = [population.name for population in self.graph.populations]
+        if unknown := set(record) - set(names):
+            raise ConfigError("record", sorted(unknown), f"{names}")
+        shapes = {name: (self.graph.timesteps, samples, *self.graph.shape_of(name)) for name in names if name in record}
+        needed = sum(int(np.prod(shape)) for shape in shapes.values())
+        if needed >= self.memory:
+            raise ConfigError(
+                "memory", f"{self.memory} bytes, and {needed} of recorded spikes", "more memory than spikes",
+                "record fewer layers or samples, or raise --memory",
+            )  # fmt: skip
+        return {name: np.zeros(shape, np.bool_) for name, shape in shapes.items()}
+
+
+def run_fast(graph: QuantizedGraph, images: IntArray, *, threads: int = 1) -> SpikeRecord:
+    """Run `graph` on a batch and return every spike, as :func:`~stars_deploy.targets.reference.run_reference` does."""
+    names = [population.name for population in graph.populations]
+    run = FastEngine(graph, threads=threads).run(images, record=names)
+    return SpikeRecord(spikes=run.spikes, potential=run.potential)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _take(graph: QuantizedGraph, images: IntArray, chunk: slice) -> IntArray:
+    return images[:, chunk] if graph.input.over_time(images) else images[chunk]
+
+
+def _merge(runners: list[Runner]) -> dict[str, LayerCounts]:
+    total, *others = (runner.tally.counts() for runner in runners)
+    for counts in others:
+        total = {name: layer + counts[name] for name, layer in total.items()}
+    return total

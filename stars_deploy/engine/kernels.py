@@ -1,0 +1,200 @@
+"""The loops over neurons and spikes, compiled by numba; arrays are one-dimensional or C-ordered, samples first.
+
+Frames are laid out channels last, so that what one spike adds is one row of a table. Every kernel releases the GIL.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+
+from stars_deploy.engine.lanes import UNIT, add_rows, add_scaled_rows
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _list_spikes(frame: Any, pixels: int, channels: int, first: int, width: int, rows: Any, ends: Any) -> None:
+    """List the spikes of channels [first, first + width) of a frame as ``pixel * width + channel``.
+
+    ``rows[ends[p] : ends[p + 1]]`` are those of pixel p.
+    """
+    count = 0
+    ends[0] = 0
+    for pixel in range(pixels):
+        values = frame[pixel * channels + first : pixel * channels + first + width]
+        for channel in range(width):
+            rows[count] = pixel * width + channel
+            count += values[channel] != 0
+        ends[pixel + 1] = count
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _list_values(frame: Any, rows: Any, ends: Any, pixels: int, channels: int, first: int, width: int, by: Any) -> None:
+    """Copy the values that go with the rows that :func:`_list_spikes` listed."""
+    for pixel in range(pixels):
+        for event in range(ends[pixel], ends[pixel + 1]):
+            by[event] = frame[pixel * channels + first + rows[event] - pixel * width]
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _span(shape: Any, y: int, x: int, tap_y: int, tap_x: int, run: int, ends: Any) -> tuple[int, int, int]:
+    """Return the events that a run of `run` taps sees from target pixel (y, x), first to last, and the table's shift.
+
+    The shift [rows] is what to add to an event's number to get its row in the table of one block.
+    """
+    source_row = y * shape[8] - shape[10] + tap_y * shape[12]
+    left = x * shape[9] - shape[11] + tap_x * shape[13]
+    start, stop = max(left, 0), min(left + run, shape[1])
+    if source_row < 0 or source_row >= shape[0] or start >= stop:
+        return 0, 0, 0
+    width = shape[2] // shape[14]
+    pixel = source_row * shape[1]
+    shift = ((tap_y * shape[7] + tap_x) - (pixel + left)) * width
+    return ends[pixel + start], ends[pixel + stop], shift
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _mark_touched(
+    shape: Any, y: int, x: int, run: int, nonzero: Any, table: int, lanes: int, rows: Any, ends: Any, marks: Any
+) -> None:
+    """Set ``marks[j]`` where an event that pixel (y, x) sees has a non-zero weight for output j."""
+    for tap_y in range(shape[6]):
+        for tap_x in range(0, shape[7], run):
+            first, last, shift = _span(shape, y, x, tap_y, tap_x, run, ends)
+            for event in range(first, last):
+                start = table + lanes * (rows[event] + shift)
+                weights = nonzero[start : start + len(marks)]
+                for output in range(len(marks)):
+                    marks[output] |= weights[output]
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def project_frame(
+    units: Any, graded: bool, frame: Any, shape: Any, tables: Any, nonzero: Any, zeros: Any, out: Any, touched: Any,
+    rows: Any, ends: Any, by: Any,
+) -> None:  # fmt: skip
+    """Add what one frame of the source makes in one frame of the target.
+
+    Parameters
+    ----------
+    units : tuple
+        Its length times 16 is the number of lanes: outputs of a block, the last of which may be empty.
+    graded : bool
+        Whether the frame holds values; otherwise what is not 0 is a spike.
+    frame : array, (source pixels * source channels,)
+    shape : array of int64
+        See :data:`stars_deploy.engine.plan.GEOMETRY`.
+    tables : array, (groups, blocks, kernel height, kernel width, channels of a group, lanes), flat
+        Weights in the type of the accumulator.
+    nonzero : array of uint8, as ``tables``
+        1 where a weight is not 0.
+    zeros : array of int64, (groups * blocks,)
+        Most zero weights that any output of a block has: where more events arrive, each output is touched.
+    out : array, at least (target pixels * target channels + lanes,)
+        The accumulator; to what lies behind a block of outputs, 0 is added.
+    touched : array of uint8, (target pixels * target channels,)
+    rows, ends, by : arrays
+        Room for the events of a frame.
+    """
+    pixels, targets, groups, blocks = shape[0] * shape[1], shape[5], shape[14], shape[15]
+    lanes = len(units) * UNIT
+    width, outputs = shape[2] // groups, targets // groups
+    # Neighbouring pixels are neighbouring events: without dilation a whole line of the kernel is one run of them.
+    run = shape[7] if shape[13] == 1 else 1
+    size = shape[6] * shape[7] * width * lanes
+    for group in range(groups):
+        _list_spikes(frame, pixels, shape[2], group * width, width, rows, ends)
+        if ends[pixels] == 0:
+            continue
+        if graded:
+            _list_values(frame, rows, ends, pixels, shape[2], group * width, width, by)
+        for y in range(shape[3]):
+            for x in range(shape[4]):
+                for block in range(blocks):
+                    at = (y * shape[4] + x) * targets + group * outputs + block * lanes
+                    table = (group * blocks + block) * size
+                    events = 0
+                    for tap_y in range(shape[6]):
+                        for tap_x in range(0, shape[7], run):
+                            first, last, shift = _span(shape, y, x, tap_y, tap_x, run, ends)
+                            events += last - first
+                            if graded:
+                                add_scaled_rows(units, out, at, tables, table + shift * lanes, rows, first, last, by)
+                            else:
+                                add_rows(units, out, at, tables, table + shift * lanes, rows, first, last)
+                    if events:
+                        marks = touched[at : at + min(lanes, outputs - block * lanes)]
+                        if events > zeros[group * blocks + block]:
+                            marks[:] = 1
+                        else:
+                            _mark_touched(shape, y, x, run, nonzero, table, lanes, rows, ends, marks)
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def project_frames(
+    units: Any, graded: bool, source: Any, first: int, last: int, back: int, ahead: int, shape: Any, tables: Any,
+    nonzero: Any, zeros: Any, activation: Any, touched: Any, rows: Any, ends: Any, by: Any,
+) -> None:  # fmt: skip
+    """Apply :func:`project_frame` to frames of a batch: timesteps [first, last) of the target.
+
+    Frame t of the target sees frame ``t + back`` of ``source``, (B, frames, neurons), and is frame ``t + ahead`` of
+    ``activation`` and ``touched``, (B, frames, neurons + lanes).
+    """
+    for sample in range(len(source)):
+        for step in range(first, last):
+            project_frame(
+                units, graded, source[sample, step + back], shape, tables, nonzero, zeros,
+                activation[sample, step + ahead], touched[sample, step + ahead], rows, ends, by,
+            )  # fmt: skip
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def project_synapses(
+    source: Any, first: int, last: int, back: Any, starts: Any, targets: Any, weights: Any, activation: Any,
+    touched: Any,
+) -> None:  # fmt: skip
+    """Add what synapses of many delays make: those of neuron n with delay ``d`` are ``starts[d, n] : starts[d, n + 1]``.
+
+    Parameters
+    ----------
+    source : array, (B, frames, neurons)
+        Spikes or values.
+    first, last : int
+        Timesteps of the target.
+    back : array of int64, (delays,)
+        Frame ``t + back[d]`` of the source is what arrives at timestep t.
+    starts : array of int64, (delays, neurons + 1)
+    targets : array of int32, (synapses,)
+    weights : array, (synapses,)
+        Not 0, in the type of ``activation``.
+    activation, touched : arrays, (B, frames, neurons + lanes)
+    """
+    for sample in range(len(source)):
+        for step in range(first, last):
+            sums, marks = activation[sample, step], touched[sample, step]
+            for delay in range(len(back)):
+                frame, of = source[sample, step + back[delay]], starts[delay]
+                for neuron in range(len(frame)):
+                    value = frame[neuron]
+                    if value != 0:
+                        for synapse in range(of[neuron], of[neuron + 1]):
+                            target = targets[synapse]
+                            sums[target] += weights[synapse] * value
+                            marks[target] = 1
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def count_spikes(spikes: Any, touched: Any, frame_of: Any, offset: int, emitted: Any, active: Any) -> None:
+    """Add the spikes of a batch to ``emitted`` (T, N), and to ``active`` (T,) the neurons that were touched or fired.
+
+    Timestep t is frame ``t + offset`` of ``spikes`` and frame ``frame_of[t]`` of ``touched``.
+    """
+    size = emitted.shape[1]
+    for sample in range(len(spikes)):
+        for step in range(len(emitted)):
+            fired, marks, total = spikes[sample, step + offset], touched[sample, frame_of[step]], emitted[step]
+            busy = 0
+            for neuron in range(size):
+                total[neuron] += fired[neuron]
+                busy += fired[neuron] | marks[neuron]
+            active[step] += busy

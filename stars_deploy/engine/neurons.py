@@ -1,0 +1,101 @@
+"""The neuron update over all timesteps of a slice, compiled by numba in 32 or in 64 bits.
+
+The equations are those of :func:`stars_deploy.targets.reference.update`. They run in blocks of neurons that stay in the
+first cache; 32 bits suffice where the plan proves it (:func:`stars_deploy.engine.plan.fits_32_bits`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from stars_deploy.populations import DECAY_BITS, DECAY_ONE, STATE_EXP, STATE_LIMIT
+
+#: Neurons advanced together.
+_BLOCK = 2048
+
+
+def _compile_update(kind: Any) -> Any:
+    """Return the update with state variables of `kind`; numba widens every result, so each is cast back."""
+    # Numbers of the type at hand, so that nothing is widened.
+    low_bits, exponent, spread = kind(DECAY_ONE - 1), kind(STATE_EXP), kind(DECAY_BITS)
+    limit, turn, zero = kind(STATE_LIMIT), kind(2 * STATE_LIMIT), kind(0)
+    highest, lowest = kind(STATE_LIMIT - 1), kind(1 - STATE_LIMIT)
+
+    @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+    def decay(state: Any, keep: Any) -> Any:
+        # state * keep needs 36 bits; its upper and its lower part do not. Rounding up makes negatives go toward 0.
+        upward = low_bits if state < zero else zero
+        low = kind(kind(kind(state & low_bits) * keep) + upward)
+        return kind(kind(kind(state >> spread) * keep) + kind(low >> spread))
+
+    @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+    def wrap(current: Any) -> Any:
+        if current > limit:
+            return kind(current - turn)
+        return kind(current + turn) if current <= -limit else current
+
+    @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+    def update(
+        activation: Any, frame_of: Any, bias: Any, keep_u: Any, keep_v: Any, leaks: bool, threshold: Any, resets: Any,
+        first: int, last: int, u: Any, v: Any, spikes: Any, offset: int,
+    ) -> None:  # fmt: skip
+        """Advance a batch over timesteps [first, last).
+
+        Parameters
+        ----------
+        activation : array, (B, frames, at least N)
+            Timestep t sees frame ``frame_of[t]``.
+        frame_of : array of int64, (T,)
+        bias : array of `kind`, (B or 1, T or 1, N)
+            Shifted already.
+        keep_u, keep_v : array of `kind`, (N,)
+            4096 - decay.
+        leaks : bool
+            Whether a current outlasts its timestep; ``u`` is not touched otherwise.
+        threshold : `kind`
+            Shifted already.
+        resets : array of bool, (T,)
+        u, v : array of `kind`, (B, N)
+            Advanced in place.
+        spikes : array of uint8, (B, frames, N)
+            Timestep t is written to frame ``t + offset``.
+        """
+        size = v.shape[1]
+        for sample in range(len(v)):
+            biases = bias[sample if len(bias) > 1 else 0]
+            for start in range(0, size, _BLOCK):
+                stop = min(start + _BLOCK, size)
+                # Views that begin at 0: only for them does the compiler use vector instructions.
+                current, membrane = u[sample, start:stop], v[sample, start:stop]
+                left_u, left_v = keep_u[start:stop], keep_v[start:stop]
+                for step in range(first, last):
+                    sums = activation[sample, frame_of[step], start:stop]
+                    drive = biases[step if len(biases) > 1 else 0, start:stop]
+                    fired = spikes[sample, step + offset, start:stop]
+                    if resets[step]:
+                        membrane[:] = zero
+                        current[:] = zero
+                    if leaks:
+                        for n in range(stop - start):
+                            c = wrap(kind(decay(current[n], left_u[n]) + kind(kind(sums[n]) << exponent)))
+                            current[n] = c
+                            x = kind(kind(decay(membrane[n], left_v[n]) + c) + drive[n])
+                            x = min(max(x, lowest), highest)
+                            fired[n] = np.uint8(x > threshold)
+                            membrane[n] = zero if x > threshold else x
+                    else:
+                        for n in range(stop - start):
+                            c = wrap(kind(kind(sums[n]) << exponent))
+                            x = kind(kind(decay(membrane[n], left_v[n]) + c) + drive[n])
+                            x = min(max(x, lowest), highest)
+                            fired[n] = np.uint8(x > threshold)
+                            membrane[n] = zero if x > threshold else x
+
+    return update
+
+
+update_narrow = _compile_update(np.int32)
+update_wide = _compile_update(np.int64)

@@ -1,0 +1,120 @@
+"""The arrays in which a chunk of samples is run over a slice of time, and how large both may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stars_deploy.engine.plan import Layer, Numbers, Plan, is_graded
+from stars_deploy.errors import ConfigError
+
+#: A chunk of this size stays in the second cache of common processors [bytes]; larger ones were slower.
+CACHE = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How many samples and timesteps are run at a time."""
+
+    samples: int
+    steps: int
+
+
+def choose_extent(plan: Plan, samples: int, memory: int) -> Extent:
+    """Return the chunk and slice for one thread that has `memory` [bytes].
+
+    Raises
+    ------
+    ConfigError
+        If one sample and timestep need more than that.
+    """
+    steps = plan.graph.timesteps
+    while steps > 1 and _bytes_of(plan, steps) > memory:
+        steps = -(-steps // 2)
+    needed = _bytes_of(plan, steps)
+    if needed > memory:
+        raise ConfigError(
+            "memory", f"{memory} bytes for a thread", f"at least {needed}, for one sample and one timestep",
+            "raise --memory or use fewer threads",
+        )  # fmt: skip
+    fitting = max(1, min(memory, CACHE) // needed)
+    return Extent(samples=min(samples, fitting), steps=steps)
+
+
+def _bytes_of(plan: Plan, steps: int) -> int:
+    """Return the bytes of a workspace for one sample, the counters included."""
+    source = int(np.prod(plan.graph.input.shape))
+    total = 4 * source * (plan.history[plan.graph.input.name] + steps + 1)
+    for layer in plan.layers:
+        size, states = layer.population.size, np.dtype(layer.state).itemsize
+        # Spikes, counters, states, and the bias that an image may set.
+        total += size * (plan.history[layer.name] + steps + 4 * steps + 2 * states)
+        total += size * states * steps * (plan.graph.input.biases == layer.name)
+    return total + sum(_scratch_bytes(plan, slot, steps) for slot in range(max(map(len, plan.blocks))))
+
+
+def _scratch_bytes(plan: Plan, slot: int, steps: int) -> int:
+    return max(_activation_bytes(block[slot], steps) for block in plan.blocks if slot < len(block))
+
+
+def _activation_bytes(layer: Layer, steps: int) -> int:
+    frames = steps + 1
+    return frames * (layer.population.size + layer.slack) * (np.dtype(layer.sums).itemsize + 1)
+
+
+class Workspace:
+    """Arrays for a chunk of samples and a slice of timesteps; made once and used for one chunk after another.
+
+    Parameters
+    ----------
+    plan : Plan
+    extent : Extent
+
+    Attributes
+    ----------
+    frames : dict of str to array, (samples, history + steps, neurons)
+        What the input and each population sent; the first `history` frames are from before the slice.
+    u, v : dict of str to array, (samples, neurons)
+    """
+
+    def __init__(self, plan: Plan, extent: Extent) -> None:
+        self.plan, self.extent = plan, extent
+        samples, steps = extent.samples, extent.steps
+        source = plan.graph.input.name
+        kinds = {source: np.int32 if is_graded(plan.graph, source) else np.uint8}
+        sizes = {source: int(np.prod(plan.graph.input.shape))}
+        sizes.update({layer.name: layer.population.size for layer in plan.layers})
+        self.frames: dict[str, Numbers] = {
+            name: np.zeros((samples, plan.history[name] + steps, size), kinds.get(name, np.uint8))
+            for name, size in sizes.items()
+        }
+        self.u, self.v = (
+            {layer.name: np.zeros((samples, layer.population.size), layer.state) for layer in plan.layers}
+            for _ in range(2)
+        )
+        widest = max(sizes.values())
+        self.rows, self.ends = np.empty(widest + 1, np.int32), np.empty(widest + 1, np.int64)
+        self.by = {np.dtype(layer.sums): np.empty(widest + 1, layer.sums) for layer in plan.layers}
+        slots = range(max(map(len, plan.blocks)))
+        self._scratch = [np.empty(samples * _scratch_bytes(plan, slot, steps), np.uint8) for slot in slots]
+
+    def activation(self, slot: int, layer: Layer, samples: int, frames: int) -> tuple[Numbers, Numbers]:
+        """Return the activation and the touched marks of a layer, (samples, frames, neurons + slack), all 0."""
+        count = samples * frames * (layer.population.size + layer.slack)
+        width = np.dtype(layer.sums).itemsize
+        shape = (samples, frames, layer.population.size + layer.slack)
+        used = self._scratch[slot][: count * (width + 1)]
+        used[:] = 0
+        return used[: count * width].view(layer.sums).reshape(shape), used[count * width :].reshape(shape)
+
+    def start(self) -> None:
+        """Set all states to 0, and everything sent so far to nothing."""
+        for array in (*self.frames.values(), *self.u.values(), *self.v.values()):
+            array[:] = 0
+
+    def carry(self, steps: int) -> None:
+        """Move what was sent in the last of `steps` timesteps to before the next slice."""
+        for name, history in self.plan.history.items():
+            if history:
+                self.frames[name][:, :history] = self.frames[name][:, steps : steps + history].copy()
