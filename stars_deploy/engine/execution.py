@@ -66,7 +66,7 @@ class Runner:
         """
         graph, extent = self.plan.graph, self.extent
         self._stays = not graph.input.over_time(images)
-        flat = lay_out(images, graph.input.shape)
+        flat = lay_out(images, graph.input.shape).astype(self._space.frames[graph.input.name].dtype)
         self._image = flat[:, np.newaxis] if self._stays else flat.swapaxes(0, 1)
         self._space.start()
         for first in range(0, graph.timesteps, extent.steps):
@@ -101,8 +101,9 @@ class Runner:
         source, shown = self.plan.graph.input, self._shown(part)
         if source.biases:
             return
-        self._sent(source.name, part)[:] = shown
-        self.tally.emitted[source.name][: part.steps] += np.count_nonzero(shown, axis=0).astype(np.int32)
+        self.tally.emitted[source.name][: part.steps] += (shown != 0).sum(axis=0, dtype=np.int32)
+        if not self._stays or any(layer.steady_delay is None for layer in self.plan.layers):
+            self._sent(source.name, part)[:] = shown
 
     def _run_block(self, block: tuple[Layer, ...], part: _Slice) -> None:
         names = {layer.name for layer in block}
@@ -125,15 +126,14 @@ class Runner:
 
     def _begin(self, layer: Layer, slot: int, looping: set[str], part: _Slice) -> _Sums:
         """Return the sums of a layer with all that comes from outside its block."""
-        delay = layer.steady_delay(self.plan.graph.input.name) if self._stays else None
-        if delay is not None:
+        delay = layer.steady_delay
+        if self._stays and delay is not None:
             # An image that stays makes the same sums at every timestep: frame 0 is before its delay, frame 1 after.
             activation, touched = self._space.activation(slot, layer, part.samples, 2)
             arrived = np.arange(part.first, part.first + part.steps) >= delay
             made = _Sums(activation=activation, touched=touched, frame_of=arrived.astype(np.int64))
-            image = self._image.astype(self._space.frames[self.plan.graph.input.name].dtype)
             for wiring in layer.wirings:
-                self._project_window(layer, wiring, image, made, (0, 1), 0, 1)
+                self._project_window(layer, wiring, self._image, made, (0, 1), 0, 1)
             return made
         activation, touched = self._space.activation(slot, layer, part.samples, part.steps)
         made = _Sums(activation=activation, touched=touched, frame_of=np.arange(part.steps))
@@ -164,12 +164,11 @@ class Runner:
         )  # fmt: skip
 
     def _update(self, layer: Layer, made: _Sums, part: _Slice, first: int, last: int) -> None:
-        space, population = self._space, layer.population
-        times = range(part.first + 1, part.first + part.steps + 1)
+        space = self._space
         update = update_narrow if layer.state is np.int32 else update_wide
         update(
             made.activation, made.frame_of, self._bias(layer, part), layer.keep_u, layer.keep_v,
-            population.leaks_current, layer.threshold, np.array([population.resets_at(time) for time in times]),
+            layer.leaks, layer.threshold, layer.resets[part.first : part.first + part.steps],
             first, last, space.u[layer.name][: part.samples], space.v[layer.name][: part.samples],
             space.frames[layer.name][: part.samples], self.plan.history[layer.name],
         )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 
 from numba import njit
 
-from stars_deploy.engine.lanes import UNIT, add_rows, add_scaled_rows
+from stars_deploy.engine.lanes import UNIT, add_rows, add_scaled_rows, mark_rows
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
@@ -37,35 +37,26 @@ def _list_values(frame: Any, rows: Any, ends: Any, pixels: int, channels: int, f
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _span(shape: Any, y: int, x: int, tap_y: int, tap_x: int, run: int, ends: Any) -> tuple[int, int, int]:
-    """Return the events that a run of `run` taps sees from target pixel (y, x), first to last, and the table's shift.
-
-    The shift [rows] is what to add to an event's number to get its row in the table of one block.
-    """
-    source_row = y * shape[8] - shape[10] + tap_y * shape[12]
-    left = x * shape[9] - shape[11] + tap_x * shape[13]
-    start, stop = max(left, 0), min(left + run, shape[1])
-    if source_row < 0 or source_row >= shape[0] or start >= stop:
-        return 0, 0, 0
-    width = shape[2] // shape[14]
-    pixel = source_row * shape[1]
-    shift = ((tap_y * shape[7] + tap_x) - (pixel + left)) * width
-    return ends[pixel + start], ends[pixel + stop], shift
-
-
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _mark_touched(
-    shape: Any, y: int, x: int, run: int, nonzero: Any, table: int, lanes: int, rows: Any, ends: Any, marks: Any
+    units: Any, shape: Any, y: int, x: int, nonzero: Any, table: int, rows: Any, ends: Any, touched: Any, at: int
 ) -> None:
-    """Set ``marks[j]`` where an event that pixel (y, x) sees has a non-zero weight for output j."""
+    """Set ``touched[at + j]`` where an event that target pixel (y, x) sees has a non-zero weight for output j."""
+    lanes = len(units) * UNIT
+    run = shape[7] if shape[13] == 1 else 1
+    width = shape[2] // shape[14]
     for tap_y in range(shape[6]):
+        source_row = y * shape[8] - shape[10] + tap_y * shape[12]
+        if source_row < 0 or source_row >= shape[0]:
+            continue
         for tap_x in range(0, shape[7], run):
-            first, last, shift = _span(shape, y, x, tap_y, tap_x, run, ends)
-            for event in range(first, last):
-                start = table + lanes * (rows[event] + shift)
-                weights = nonzero[start : start + len(marks)]
-                for output in range(len(marks)):
-                    marks[output] |= weights[output]
+            left = x * shape[9] - shape[11] + tap_x * shape[13]
+            start, stop = max(left, 0), min(left + run, shape[1])
+            if start >= stop:
+                continue
+            pixel = source_row * shape[1]
+            shift = ((tap_y * shape[7] + tap_x) - (pixel + left)) * width
+            base = table + shift * lanes
+            mark_rows(units, touched, at, nonzero, base, rows, ends[pixel + start], ends[pixel + stop])
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
@@ -78,7 +69,7 @@ def project_frame(
     Parameters
     ----------
     units : tuple
-        Its length times 16 is the number of lanes: outputs of a block, the last of which may be empty.
+        Its length times 16 is the number of lanes: outputs of a block.
     graded : bool
         Whether the frame holds values; otherwise what is not 0 is a spike.
     frame : array, (source pixels * source channels,)
@@ -92,42 +83,58 @@ def project_frame(
         Most zero weights that any output of a block has: where more events arrive, each output is touched.
     out : array, at least (target pixels * target channels + lanes,)
         The accumulator; to what lies behind a block of outputs, 0 is added.
-    touched : array of uint8, (target pixels * target channels,)
+    touched : array of uint8, as ``out``
     rows, ends, by : arrays
         Room for the events of a frame.
     """
-    pixels, targets, groups, blocks = shape[0] * shape[1], shape[5], shape[14], shape[15]
+    source_y, source_x, channels, target_y, target_x, targets = (
+        shape[0],
+        shape[1],
+        shape[2],
+        shape[3],
+        shape[4],
+        shape[5],
+    )
+    kernel_y, kernel_x, stride_y, stride_x, pad_y, pad_x = shape[6], shape[7], shape[8], shape[9], shape[10], shape[11]
+    dilate_y, dilate_x, groups, blocks = shape[12], shape[13], shape[14], shape[15]
     lanes = len(units) * UNIT
-    width, outputs = shape[2] // groups, targets // groups
+    width, outputs = channels // groups, targets // groups
     # Neighbouring pixels are neighbouring events: without dilation a whole line of the kernel is one run of them.
-    run = shape[7] if shape[13] == 1 else 1
-    size = shape[6] * shape[7] * width * lanes
+    run = kernel_x if dilate_x == 1 else 1
     for group in range(groups):
-        _list_spikes(frame, pixels, shape[2], group * width, width, rows, ends)
-        if ends[pixels] == 0:
+        _list_spikes(frame, source_y * source_x, channels, group * width, width, rows, ends)
+        if ends[source_y * source_x] == 0:
             continue
         if graded:
-            _list_values(frame, rows, ends, pixels, shape[2], group * width, width, by)
-        for y in range(shape[3]):
-            for x in range(shape[4]):
+            _list_values(frame, rows, ends, source_y * source_x, channels, group * width, width, by)
+        for y in range(target_y):
+            for x in range(target_x):
                 for block in range(blocks):
-                    at = (y * shape[4] + x) * targets + group * outputs + block * lanes
-                    table = (group * blocks + block) * size
+                    at = (y * target_x + x) * targets + group * outputs + block * lanes
+                    table = (group * blocks + block) * kernel_y * kernel_x * width * lanes
                     events = 0
-                    for tap_y in range(shape[6]):
-                        for tap_x in range(0, shape[7], run):
-                            first, last, shift = _span(shape, y, x, tap_y, tap_x, run, ends)
+                    for tap_y in range(kernel_y):
+                        source_row = y * stride_y - pad_y + tap_y * dilate_y
+                        if source_row < 0 or source_row >= source_y:
+                            continue
+                        for tap_x in range(0, kernel_x, run):
+                            left = x * stride_x - pad_x + tap_x * dilate_x
+                            start, stop = max(left, 0), min(left + run, source_x)
+                            if start >= stop:
+                                continue
+                            pixel = source_row * source_x
+                            first, last = ends[pixel + start], ends[pixel + stop]
+                            # From an event's number to its row in the table of this block.
+                            shift = ((tap_y * kernel_x + tap_x) - (pixel + left)) * width
                             events += last - first
                             if graded:
                                 add_scaled_rows(units, out, at, tables, table + shift * lanes, rows, first, last, by)
                             else:
                                 add_rows(units, out, at, tables, table + shift * lanes, rows, first, last)
-                    if events:
-                        marks = touched[at : at + min(lanes, outputs - block * lanes)]
-                        if events > zeros[group * blocks + block]:
-                            marks[:] = 1
-                        else:
-                            _mark_touched(shape, y, x, run, nonzero, table, lanes, rows, ends, marks)
+                    if events > zeros[group * blocks + block]:
+                        touched[at : at + min(lanes, outputs - block * lanes)] = 1
+                    elif events:
+                        _mark_touched(units, shape, y, x, nonzero, table, rows, ends, touched, at)
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
@@ -153,7 +160,7 @@ def project_synapses(
     source: Any, first: int, last: int, back: Any, starts: Any, targets: Any, weights: Any, activation: Any,
     touched: Any,
 ) -> None:  # fmt: skip
-    """Add what synapses of many delays make: those of neuron n with delay ``d`` are ``starts[d, n] : starts[d, n + 1]``.
+    """Add what synapses of many delays make; those of neuron n and delay d are ``starts[d, n] : starts[d, n + 1]``.
 
     Parameters
     ----------

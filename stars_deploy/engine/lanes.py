@@ -1,4 +1,4 @@
-"""Two vector operations that NumPy and plain numba do not reach: adding table rows into an accumulator held in registers.
+"""Vector operations that plain numba does not reach: joining table rows into an accumulator held in registers.
 
 A compiler that only sees arrays must assume that the accumulator and the table overlap, so it loads and stores the
 accumulator for every row. Written in LLVM's vector types, the accumulator stays in registers over all rows: 3 to 10
@@ -32,7 +32,7 @@ def add_rows(  # numba's typing context comes first
     at, base, first, last : int
     rows : array of int32
     """
-    return _signature(units, acc, table, rows), _emit_sum(units.count * UNIT, scaled=False)
+    return _signature(units, acc, table, rows), _emit_fold(units.count * UNIT, _add)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -40,7 +40,15 @@ def add_scaled_rows(
     typingctx: Any, units: Any, acc: Any, at: Any, table: Any, base: Any, rows: Any, first: Any, last: Any, by: Any
 ) -> Any:
     """:func:`add_rows` with each row multiplied by ``by[e]``, an array of the accumulator's type."""
-    return _signature(units, acc, table, rows, by), _emit_sum(units.count * UNIT, scaled=True)
+    return _signature(units, acc, table, rows, by), _emit_fold(units.count * UNIT, _add, scaled=True)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def mark_rows(
+    typingctx: Any, units: Any, acc: Any, at: Any, table: Any, base: Any, rows: Any, first: Any, last: Any
+) -> Any:
+    """:func:`add_rows` with a bitwise or in place of the sum."""
+    return _signature(units, acc, table, rows), _emit_fold(units.count * UNIT, _join)
 
 
 def _signature(units: Any, acc: Any, table: Any, rows: Any, *more: Any) -> Any:
@@ -48,8 +56,8 @@ def _signature(units: Any, acc: Any, table: Any, rows: Any, *more: Any) -> Any:
     return types.void(units, acc, index, table, index, rows, index, index, *more)
 
 
-def _emit_sum(lanes: int, *, scaled: bool) -> Any:
-    """Return the code generator of ``acc + sum(rows)``: one loop whose accumulator is a vector value."""
+def _emit_fold(lanes: int, combine: Any, *, scaled: bool = False) -> Any:
+    """Return the code generator that folds rows into ``acc``: one loop whose accumulator is a vector value."""
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         kind = signature.args[1].dtype
@@ -70,7 +78,7 @@ def _emit_sum(lanes: int, *, scaled: bool) -> Any:
         offset = builder.add(base, builder.mul(row, ir.Constant(_INDEX, lanes)))
         terms = _load(builder, _vector_at(builder, table, offset, vector), kind)
         scale = _spread(builder, builder.load(builder.gep(scales, [event])), vector) if scaled else None
-        added = _add(builder, total, terms, scale, kind)
+        added = combine(builder, total, terms, scale, kind)
         following = builder.add(event, ir.Constant(_INDEX, 1))
         for phi, initial, updated in ((event, first, following), (total, start, added)):
             phi.add_incoming(initial, before)
@@ -109,3 +117,7 @@ def _add(builder: Any, total: Any, terms: Any, scale: Any, kind: Any) -> Any:
         fused = ("contract",)
         return builder.fadd(total, terms if scale is None else builder.fmul(terms, scale, fused), fused)
     return builder.add(total, terms if scale is None else builder.mul(terms, scale))
+
+
+def _join(builder: Any, total: Any, terms: Any, scale: Any, kind: Any) -> Any:
+    return builder.or_(total, terms)

@@ -66,7 +66,29 @@ Wiring = Union[Window, Synapses]
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One population with what enters it; arrays are flat and channels last, state constants are shifted already."""
+    """One population with what enters it.
+
+    Parameters
+    ----------
+    population : Population
+    wirings : tuple of Wiring
+    sums, state : dtype
+        Of the activation, and of the state variables.
+    keep_u, keep_v : array of `state`, (neurons,)
+        4096 - decay, channels last.
+    bias : array of `state`, (1, 1, neurons)
+        Shifted, channels last.
+    threshold : `state`
+        Shifted.
+    leaks : bool
+        Whether a current outlasts its timestep.
+    resets : array of bool, (T,)
+    slack : int
+        Lanes of slack behind each frame of the activation.
+    steady_delay : int or None
+        The delay of all that enters, if it comes from the input alone and at once: an image that stays then makes the
+        same activation at every later timestep.
+    """
 
     population: Population
     wirings: tuple[Wiring, ...]
@@ -76,20 +98,15 @@ class Layer:
     keep_v: Numbers
     bias: Numbers
     threshold: np.generic
-    #: Lanes of slack behind each frame of the activation.
+    leaks: bool
+    resets: npt.NDArray[np.bool_]
     slack: int
+    steady_delay: int | None
 
     @property
     def name(self) -> str:
         """The population's name."""
         return self.population.name
-
-    def steady_delay(self, source: str) -> int | None:
-        """Return the delay of all that enters if it comes from `source` alone and at once, or None."""
-        delays = {wiring.delay if isinstance(wiring, Window) else None for wiring in self.wirings}
-        if {wiring.source for wiring in self.wirings} != {source} or len(delays) != 1:
-            return None
-        return delays.pop()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,8 +190,17 @@ def _plan_layer(graph: QuantizedGraph, population: Population) -> Layer:
         keep_v=spread(population.decay_v),
         bias=(lay_out(population.bias, population.shape) << STATE_EXP).astype(state).reshape(1, 1, size),
         threshold=kind(population.vth << STATE_EXP),
+        leaks=population.leaks_current,
+        resets=np.array([population.resets_at(step + 1) for step in range(graph.timesteps)]),
+        steady_delay=_steady_delay(graph, wirings),
         slack=max((len(wiring.units) * UNIT for wiring in wirings if isinstance(wiring, Window)), default=0),
     )
+
+
+def _steady_delay(graph: QuantizedGraph, wirings: tuple[Wiring, ...]) -> int | None:
+    delays = {wiring.delay if isinstance(wiring, Window) else None for wiring in wirings}
+    from_input = {wiring.source for wiring in wirings} == {graph.input.name}
+    return delays.pop() if from_input and len(delays) == 1 else None
 
 
 def _largest_sum(graph: QuantizedGraph, projection: Projection) -> int:

@@ -10,7 +10,7 @@ from stars_deploy.engine.plan import Layer, Numbers, Plan, is_graded
 from stars_deploy.errors import ConfigError
 
 #: A chunk of this size stays in the second cache of common processors [bytes]; larger ones were slower.
-CACHE = 1 << 20
+CACHE = 1 << 21
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,28 +30,28 @@ def choose_extent(plan: Plan, samples: int, memory: int) -> Extent:
         If one sample and timestep need more than that.
     """
     steps = plan.graph.timesteps
-    while steps > 1 and _bytes_of(plan, steps) > memory:
+    while steps > 1 and sum(_bytes_of(plan, steps)) > memory:
         steps = -(-steps // 2)
-    needed = _bytes_of(plan, steps)
-    if needed > memory:
+    shared, each = _bytes_of(plan, steps)
+    if shared + each > memory:
         raise ConfigError(
-            "memory", f"{memory} bytes for a thread", f"at least {needed}, for one sample and one timestep",
+            "memory", f"{memory} bytes for a thread", f"at least {shared + each}, for one sample and one timestep",
             "raise --memory or use fewer threads",
         )  # fmt: skip
-    fitting = max(1, min(memory, CACHE) // needed)
-    return Extent(samples=min(samples, fitting), steps=steps)
+    return Extent(samples=max(1, min(samples, (min(memory, CACHE + shared) - shared) // each)), steps=steps)
 
 
-def _bytes_of(plan: Plan, steps: int) -> int:
-    """Return the bytes of a workspace for one sample, the counters included."""
-    source = int(np.prod(plan.graph.input.shape))
-    total = 4 * source * (plan.history[plan.graph.input.name] + steps + 1)
+def _bytes_of(plan: Plan, steps: int) -> tuple[int, int]:
+    """Return the bytes of a workspace that all samples share (counters), and those of each sample."""
+    source = plan.graph.input
+    shared = 4 * steps * (source_size := int(np.prod(source.shape)))
+    each = 8 * source_size * (plan.history[source.name] + 2 * steps)
     for layer in plan.layers:
         size, states = layer.population.size, np.dtype(layer.state).itemsize
-        # Spikes, counters, states, and the bias that an image may set.
-        total += size * (plan.history[layer.name] + steps + 4 * steps + 2 * states)
-        total += size * states * steps * (plan.graph.input.biases == layer.name)
-    return total + sum(_scratch_bytes(plan, slot, steps) for slot in range(max(map(len, plan.blocks))))
+        shared += 4 * steps * size
+        each += size * (plan.history[layer.name] + steps + 2 * states)
+        each += size * states * steps * (source.biases == layer.name)
+    return shared, each + sum(_scratch_bytes(plan, slot, steps) for slot in range(max(map(len, plan.blocks))))
 
 
 def _scratch_bytes(plan: Plan, slot: int, steps: int) -> int:
@@ -110,8 +110,10 @@ class Workspace:
 
     def start(self) -> None:
         """Set all states to 0, and everything sent so far to nothing."""
-        for array in (*self.frames.values(), *self.u.values(), *self.v.values()):
-            array[:] = 0
+        for name, frames in self.frames.items():
+            frames[:, : self.plan.history[name]] = 0
+        for states in (*self.u.values(), *self.v.values()):
+            states[:] = 0
 
     def carry(self, steps: int) -> None:
         """Move what was sent in the last of `steps` timesteps to before the next slice."""
