@@ -70,6 +70,18 @@ def prove_bounds(graph: QuantizedGraph) -> Mapping[str, StateBounds]:
     return bounds
 
 
+def find_overflow(graph: QuantizedGraph) -> str:
+    """Say which accumulator of `graph` could leave 24 bits, or return an empty string where none can.
+
+    A network that someone else made is run in any case: engines wrap and clip as the chip does.
+    """
+    try:
+        prove_bounds(graph)
+    except QuantizationError as error:
+        return f"{error.where} {error.got}: it would wrap or clip there, as on the chip"
+    return ""
+
+
 def bound_population(graph: QuantizedGraph, population: Population) -> StateBounds:
     """Return the interval of one population's state variables over the timesteps of `graph`."""
     low, high = _activation_range(graph, population)

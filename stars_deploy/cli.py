@@ -10,7 +10,24 @@ import typer
 
 from stars_deploy.config import BuildConfig, load_config
 from stars_deploy.console import output, print_json
-from stars_deploy.options import Data, Hardware, Json, Limit, Root, Verbose, Version, numbers, reported
+from stars_deploy.options import (
+    Data,
+    Hardware,
+    InputBits,
+    Json,
+    Limit,
+    Memory,
+    ResetInterval,
+    ResetOffset,
+    Root,
+    Threads,
+    Timing,
+    Verbose,
+    Version,
+    numbers,
+    reported,
+    size,
+)
 
 app = typer.Typer(
     name="stars-deploy", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -129,7 +146,7 @@ def export(
     output().print(f"calibrated on {result.calibrated_on}; written: {', '.join(map(str, result.files))}", markup=False)
 
 
-@app.command(epilog="Example: stars-deploy simulate runs/digits-stars-t4 --timesteps 8 --hardware loihi1")
+@app.command(epilog="Example: stars-deploy simulate network.net --timesteps 16 --data images.npz")
 def simulate(
     model: Annotated[Path, typer.Argument(help="A built directory, a model.npz or a .net file.")],
     dataset: Data = None,
@@ -137,32 +154,42 @@ def simulate(
     limit: Limit = None,
     timesteps: Annotated[int | None, typer.Option(help="Timesteps, in place of the model's own.")] = None,
     hardware: Hardware = "loihi2",
-    engine: Annotated[str, typer.Option(help="reference, or lava (Lava itself, slow).")] = "reference",
+    engine: Annotated[
+        str, typer.Option(help="fast, reference (the definition, slow), or lava (Lava itself).")
+    ] = "fast",
+    threads: Threads = None,
+    memory: Memory = "2GiB",
+    input_bits: InputBits = None,
+    timing: Timing = None,
+    reset_interval: ResetInterval = 0,
+    reset_offset: ResetOffset = 0,
+    record: Annotated[
+        str | None, typer.Option(help="Layers whose spikes to keep, such as conv1,dense3, or all.")
+    ] = None,
+    spikes: Annotated[Path, typer.Option(help="The .npz for the spikes of --record.")] = Path("spikes.npz"),
     json: Json = False,
     verbose: Verbose = False,
     version: Version = False,
 ) -> None:
     """Run a network as the chip would: accuracy, spikes, synaptic operations, latency, energy."""
     with reported(json, verbose) as bars:
-        from stars_deploy.pipeline.measuring import simulate_model
+        from stars_deploy.pipeline.models import Reading
+        from stars_deploy.pipeline.simulating import EngineChoice, Recording, simulate_model
 
         result = simulate_model(
-            model, data=dataset, root=root, limit=limit, timesteps=timesteps, hardware=hardware, engine=engine,
+            model, data=dataset, root=root, limit=limit, timesteps=timesteps, hardware=hardware,
+            engine=EngineChoice(name=engine, threads=threads, memory=size(memory, "--memory")),
+            reading=Reading(input_bits=8 if input_bits is None else input_bits, timing=timing,
+                            reset_interval=reset_interval, reset_offset=reset_offset),
+            recording=None if record is None else Recording(layers=record.split(","), out=spikes),
             observer=bars,
         )  # fmt: skip
     if json:
         print_json(result.summary)
         return
-    from stars_deploy.console import percent
-    from stars_deploy.pages import print_costs
+    from stars_deploy.pages import print_simulation
 
-    console, summary = output(), result.summary
-    console.print(
-        f"{summary['model']}: accuracy {percent(summary['accuracy'])} on {summary['samples']} images of "
-        f"{summary['data']}, T = {summary['timesteps']}, engine {summary['engine']}",
-        markup=False,
-    )
-    print_costs(console, summary)
+    print_simulation(output(), result.summary)
 
 
 @app.command(epilog="Example: stars-deploy compare runs/digits-stars-t4 --timesteps 1,2,4,8 --csv table.csv")

@@ -15,12 +15,11 @@ from stars_deploy.artifacts import written_whole
 from stars_deploy.baseline import AnnBaseline, estimate_baseline
 from stars_deploy.energy import EnergyEstimate, estimate_energy
 from stars_deploy.errors import ConfigError, DataError
-from stars_deploy.export.bounds import prove_bounds
+from stars_deploy.export.bounds import find_overflow
 from stars_deploy.hardware import ChipProfile, CoreEstimate, estimate_cores
 from stars_deploy.latency import LatencyEstimate, estimate_latency
 from stars_deploy.quantized import QuantizedGraph
-from stars_deploy.simulate import Evaluation, Execute, Progress, run_evaluation
-from stars_deploy.targets.reference import run_reference
+from stars_deploy.simulate import Engine, Evaluation, Progress, run_evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,19 +99,18 @@ def compare_graphs(
     teacher_predictions: npt.ArrayLike | None = None,
     teacher_macs: int | None = None,
     model: str = "",
-    batch_size: int = 32,
-    execute: Execute = run_reference,
+    engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> list[ComparisonRow]:
     """Run each of `graphs` at its own number of timesteps, and say which settings are Pareto-best.
 
-    Bounds are proven for all of them before anything is run.
+    A row whose accumulators could leave 24 bits says so in its note.
 
     Parameters
     ----------
     graphs : sequence of QuantizedGraph
         Settings of one model, one row each.
-    images, labels, profile, batch_size, execute
+    images, labels, profile, engine
         As for :func:`stars_deploy.simulate.run_evaluation` and :func:`estimate_cost`.
     built : QuantizedGraph, optional
         The network as it was built; a row at other timesteps or weight bits says so.
@@ -127,17 +125,15 @@ def compare_graphs(
 
     Raises
     ------
-    ConfigError, QuantizationError, DataError
-        No graphs; an accumulator that could leave 24 bits; an evaluation set or teacher's answers that do not fit.
+    ConfigError, DataError
+        No graphs; an evaluation set or teacher's answers that do not fit.
     """
     if not graphs:
         raise ConfigError("settings", "none", "at least one", "give for example --timesteps 1,2,4,8")
-    for graph in graphs:
-        prove_bounds(graph)
     rows = []
     for index, graph in enumerate(graphs):
         told = None if progress is None else _shifted(progress, index, len(graphs))
-        evaluation = run_evaluation(graph, images, labels, batch_size=batch_size, execute=execute, progress=told)
+        evaluation = run_evaluation(graph, images, labels, engine=engine, progress=told)
         rows.append(
             ComparisonRow(
                 model=model,
@@ -145,7 +141,7 @@ def compare_graphs(
                 evaluation=evaluation,
                 fidelity=_agreement(evaluation, teacher_predictions),
                 cost=estimate_cost(graph, evaluation, profile, teacher_macs=teacher_macs),
-                note=_origin(graph, built, quantized_again),
+                note="; ".join(filter(None, (_origin(graph, built, quantized_again), find_overflow(graph)))),
             )
         )
     return mark_pareto(rows)

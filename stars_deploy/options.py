@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from stars_deploy import __version__
 from stars_deploy.console import LOG, ProgressBars, print_error
@@ -27,6 +28,19 @@ Data = Annotated[str | None, typer.Option("--dataset", "--data", help="Evaluatio
 Root = Annotated[str | None, typer.Option(help="Folder of the data set; nothing is downloaded.")]
 Limit = Annotated[int | None, typer.Option(help="Use only the first images of the evaluation set.")]
 Hardware = Annotated[str, typer.Option(help="Chip profile: loihi1, loihi2, or a YAML file.")]
+
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the fast engine (default all processors).")]
+Memory = Annotated[str, typer.Option(help="Most memory for a run of the fast engine, such as 500MB or 2GiB.")]
+InputBits = Annotated[int | None, typer.Option(help="Bits of a .net's input messages; 1 for spikes (default 8).")]
+Timing = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a .net: synchronous (a layer answers in the same timestep; Lava with a reset for each sample) or "
+        "pipelined (each layer lags by one; Lava without)."
+    ),
+]
+ResetInterval = Annotated[int, typer.Option(min=0, help="Lava's reset_interval, with --timing pipelined (0: never).")]
+ResetOffset = Annotated[int, typer.Option(min=0, help="Lava's reset_offset, with --timing pipelined.")]
 
 
 @contextmanager
@@ -57,3 +71,11 @@ def numbers(text: str | None, option: str, kind: Callable[[str], Any]) -> tuple[
         return tuple(kind(part) for part in text.split(","))
     except ValueError as error:
         raise ConfigError(option, text, "numbers with commas between them, for example 1,28,28") from error
+
+
+def size(text: str, option: str) -> int:
+    """Return the bytes of a text such as ``500MB`` or ``2GiB``."""
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError as error:
+        raise ConfigError(option, text, "a number of bytes, such as 500MB or 2GiB") from error

@@ -59,6 +59,22 @@ def print_verification(console: Console, verification: Mapping[str, Mapping[str,
     )
 
 
+def print_simulation(console: Console, summary: Mapping[str, Any]) -> None:
+    """Print what a simulation measured, and where its spikes were written."""
+    accuracy = "accuracy not known" if summary["accuracy"] is None else f"accuracy {percent(summary['accuracy'])}"
+    console.print(
+        f"{summary['model']}: {accuracy}, {summary['samples']} images of {summary['data']}, "
+        f"T = {summary['timesteps']}, engine {summary['engine']}",
+        markup=False,
+    )
+    print_costs(console, summary)
+    if summary["overflow"]:
+        console.print(f"not proven: {summary['overflow']}", markup=False)
+    if "recorded" in summary:
+        recorded = summary["recorded"]
+        console.print(f"spikes of {', '.join(recorded['layers'])} written to {recorded['file']}", markup=False)
+
+
 def print_costs(console: Console, summary: Mapping[str, Any]) -> None:
     """Print counts by layer, then latency and energy of one inference, with the ANN beside it."""
     counts, hardware = summary["counts"], summary["hardware"]

@@ -2,23 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from stars_deploy.engine import DEFAULT_MEMORY, FastEngine
 from stars_deploy.errors import ConfigError, DataError, TargetError
 from stars_deploy.quantized import IntArray, QuantizedGraph
 from stars_deploy.synops import LayerCounts, count_batch, wire_up
 from stars_deploy.targets.base import SpikeRecord
-from stars_deploy.targets.reference import run_reference
 
-#: Runs a graph on a batch of quantised images, (B, C, H, W) [LSB].
+#: Runs a graph on a batch of quantised images, (B, *shape) or (T, B, *shape) [LSB], and returns every spike.
 Execute = Callable[[QuantizedGraph, IntArray], SpikeRecord]
 #: Told how many samples of how many are done.
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What a batch gave: the class of each sample, (B,), and the counts of each population, summed over the batch."""
+
+    classes: npt.NDArray[np.int64]
+    counts: Mapping[str, LayerCounts]
+
+
+#: Runs a batch of quantised images, (B, *shape) or (T, B, *shape) [LSB].
+Measure = Callable[[IntArray], Measurement]
+#: Prepares a graph for measuring.
+Engine = Callable[[QuantizedGraph], Measure]
+
+
+def fast_engine(threads: int | None = None, memory: int = DEFAULT_MEMORY) -> Engine:
+    """Return the engine that counts while it runs, without keeping spikes.
+
+    Parameters
+    ----------
+    threads, memory
+        See :class:`stars_deploy.engine.FastEngine`.
+    """
+
+    def prepare(graph: QuantizedGraph) -> Measure:
+        engine = FastEngine(graph, threads=threads, memory=memory)
+
+        def measure(images: IntArray) -> Measurement:
+            run = engine.run(images)
+            return Measurement(classes=run.classes(), counts=run.counts)
+
+        return measure
+
+    return prepare
+
+
+def recording_engine(execute: Execute) -> Engine:
+    """Return an engine that has `execute` record every spike, and counts them afterwards."""
+
+    def prepare(graph: QuantizedGraph) -> Measure:
+        wires = wire_up(graph)
+
+        def measure(images: IntArray) -> Measurement:
+            record = execute(graph, images)
+            _check_record(graph, record, images.shape[1 if graph.input.over_time(images) else 0])
+            return Measurement(classes=record.classes(), counts=count_batch(graph, wires, record, images))
+
+        return measure
+
+    return prepare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +141,7 @@ class Evaluation:
         Share of right answers; None where there are no labels.
     predictions : array of int, (samples,)
     input_messages : float
-        Graded messages of the input for one inference: non-zero pixels x timesteps.
+        Messages of the input for one inference: non-zero pixels x timesteps; none where the image sets biases.
     layers : tuple of LayerActivity
         In the order of the graph's populations.
     """
@@ -118,9 +169,9 @@ def run_evaluation(
     images: npt.ArrayLike,
     labels: npt.ArrayLike | None = None,
     *,
-    batch_size: int = 32,
+    batch_size: int = 256,
     timesteps: int | None = None,
-    execute: Execute = run_reference,
+    engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Run `graph` over an evaluation set in batches, and count.
@@ -128,15 +179,16 @@ def run_evaluation(
     Parameters
     ----------
     graph : QuantizedGraph
-    images : array, (samples, C, H, W)
-        Floats in the pixel range of the teacher, or integers already quantised [LSB].
+    images : array, (samples, *shape) or (samples, T, *shape)
+        Floats in the pixel range of the teacher, or integers already quantised [LSB]; one image, or one frame for each
+        timestep.
     labels : array of int, (samples,), optional
     batch_size : int
-        Samples held at a time: memory is about ``batch_size * timesteps`` bytes for each neuron.
+        Samples quantised at a time; an engine that records needs ``batch_size * timesteps`` bytes for each neuron.
     timesteps : int, optional
         In place of ``graph.timesteps``; prove the bounds for it first.
-    execute : callable
-        ``execute(graph, images) -> SpikeRecord``; the reference unless another engine is given.
+    engine : Engine, optional
+        :func:`fast_engine` unless another is given.
     progress : callable, optional
         ``progress(done, total)`` [samples], after each batch.
 
@@ -153,7 +205,7 @@ def run_evaluation(
     QuantizationError
         If a pixel leaves the range of the input.
     TargetError
-        If `execute` returns a record of another shape.
+        If an engine records spikes of another shape.
     """
     if batch_size < 1:
         raise ConfigError("batch_size", batch_size, "at least 1")
@@ -162,7 +214,8 @@ def run_evaluation(
     network = graph if timesteps is None else graph.with_timesteps(timesteps)
     pixels = _checked_images(network, images)
     truth = None if labels is None else _checked_labels(network, labels, len(pixels))
-    predictions, messages, counts = _run_batches(network, pixels, batch_size, execute, progress)
+    measure = (engine or fast_engine())(network)
+    predictions, messages, counts = _run_batches(network, pixels, batch_size, measure, progress)
     return Evaluation(
         timesteps=network.timesteps,
         samples=len(pixels),
@@ -194,21 +247,21 @@ def summarize_counts(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _run_batches(
-    graph: QuantizedGraph, pixels: npt.NDArray[Any], batch_size: int, execute: Execute, progress: Progress | None
+    graph: QuantizedGraph, pixels: npt.NDArray[Any], batch_size: int, measure: Measure, progress: Progress | None
 ) -> tuple[IntArray, int, dict[str, LayerCounts]]:
     """Return the predictions, the input's messages and the counts of each population, summed over all samples."""
-    wires = wire_up(graph)
     counts: dict[str, LayerCounts] = {}
     predictions, messages = np.zeros(len(pixels), np.int64), 0
     for start in range(0, len(pixels), batch_size):
         batch = pixels[start : start + batch_size]
         steps = batch.astype(np.int64) if _is_quantized(batch) else graph.input.quantize(batch)
-        record = execute(graph, steps)
-        _check_record(graph, record, len(steps))
-        for name, layer in count_batch(graph, wires, record, steps).items():
+        frames = steps.swapaxes(0, 1) if graph.input.over_time(steps) else steps
+        measured = measure(frames)
+        for name, layer in measured.counts.items():
             counts[name] = counts[name] + layer if name in counts else layer
-        messages += int(np.count_nonzero(steps)) * graph.timesteps
-        predictions[start : start + len(steps)] = record.classes()
+        if not graph.input.biases:
+            messages += int(np.count_nonzero(steps)) * (1 if graph.input.over_time(steps) else graph.timesteps)
+        predictions[start : start + len(steps)] = measured.classes
         if progress is not None:
             progress(start + len(steps), len(pixels))
     predictions.setflags(write=False)
@@ -241,8 +294,10 @@ def _checked_images(graph: QuantizedGraph, images: npt.ArrayLike) -> npt.NDArray
         raise DataError("images", f"not an array ({error})", f"(samples, {graph.input.shape})") from error
     if not (_is_quantized(array) or np.issubdtype(array.dtype, np.floating)):
         raise DataError("images", f"dtype {array.dtype}", "floats, or integers already quantised")
-    if len(array.shape) != 1 + len(graph.input.shape) or array.shape[1:] != tuple(graph.input.shape):
-        raise DataError("images", f"shape {array.shape}", f"(samples, {graph.input.shape})", "choose another data set")
+    over_time = graph.input.fits(array.shape) and graph.input.over_time(array)
+    if not graph.input.fits(array.shape) or (over_time and array.shape[1] != graph.timesteps):
+        allowed = f"(samples, {graph.input.shape}), or (samples, {graph.timesteps} timesteps, {graph.input.shape})"
+        raise DataError("images", f"shape {array.shape}", allowed, "choose another data set")
     if not len(array):
         raise DataError("images", "no images", "at least one", "give an evaluation set that is not empty")
     return array

@@ -19,7 +19,6 @@ from stars_deploy.errors import (
     ConfigError,
     DataError,
     FormatError,
-    QuantizationError,
     StarsDeployError,
     TargetError,
     TeacherError,
@@ -28,7 +27,8 @@ from stars_deploy.errors import (
 from stars_deploy.pipeline import Observer, build, compare_models, export_model, simulate_model, train, verify_model
 from stars_deploy.pipeline.directory import RunDirectory
 from stars_deploy.pipeline.measuring import distinct_samples, verify_targets, write_targets
-from stars_deploy.pipeline.models import open_model
+from stars_deploy.pipeline.models import Reading, open_model
+from stars_deploy.pipeline.simulating import EngineChoice, Recording
 from stars_deploy.quantized import find_difference
 from stars_deploy.report import summarize_accuracy
 from stars_deploy.serde import load_graph, load_quantized, save_graph
@@ -348,14 +348,55 @@ def test_simulation_of_no_timesteps_is_refused(built, name):
 
 
 def test_simulation_engine_must_exist(built):
-    with pytest.raises(ConfigError, match="reference"):
-        simulate_model(built[0].directory, engine="gpu")
+    with pytest.raises(ConfigError, match="fast, reference"):
+        simulate_model(built[0].directory, engine=EngineChoice(name="gpu"))
+
+
+def test_engines_agree(built):
+    fast = simulate_model(built[0].directory, limit=20, engine=EngineChoice(threads=2, memory=10_000_000)).summary
+    slow = simulate_model(built[0].directory, limit=20, engine=EngineChoice(name="reference")).summary
+    assert fast.pop("engine") == "fast" and slow.pop("engine") == "reference"
+    assert fast == slow
+
+
+def test_spikes_are_recorded_on_request(built, tmp_path):
+    directory, file = built[0].directory, tmp_path / "spikes.npz"
+    recording = Recording(layers=("lif2",), out=file)
+    summary = simulate_model(directory, limit=5, recording=recording).summary
+    assert summary["recorded"] == {"file": str(file), "layers": ["lif2"]}
+    graph = load_quantized(directory / "model.npz")
+    expected = run_reference(graph, graph.input.quantize(load_dataset("digits").first(5).images))
+    with np.load(file) as written:
+        assert sorted(written) == ["lif2", "potential"]
+        np.testing.assert_array_equal(written["lif2"], expected.spikes["lif2"])
+        np.testing.assert_array_equal(written["potential"], expected.potential)
+    everything = simulate_model(directory, limit=2, recording=Recording(layers=("all",), out=file)).summary["recorded"]
+    assert everything["layers"] == list(expected.spikes)
+    with pytest.raises(ConfigError, match="lif9"):
+        simulate_model(directory, limit=2, recording=Recording(layers=("lif9",), out=file))
+    with pytest.raises(ConfigError, match="--engine fast"):
+        simulate_model(directory, limit=2, recording=recording, engine=EngineChoice(name="reference"))
+
+
+def test_how_to_read_is_only_for_net_files(built):
+    with pytest.raises(ConfigError, match=r"only for a \.net"):
+        simulate_model(built[0].directory, reading=Reading(timing="pipelined"))
+
+
+def test_timing_of_a_net_file_is_a_choice(built):
+    file = built[0].directory / "model.net"
+    plain = simulate_model(file, data="digits", limit=20).summary
+    same = simulate_model(file, data="digits", limit=20, reading=Reading(timing="synchronous")).summary
+    lagging = simulate_model(file, data="digits", limit=20, reading=Reading(timing="pipelined")).summary
+    assert same == plain
+    # The readout lags by three layers and its synapse: of four timesteps none is left.
+    assert lagging["counts"]["per_layer"][-1]["synops"] < plain["counts"]["per_layer"][-1]["synops"]
 
 
 @pytest.mark.skipif(TARGETS["lava"].availability().ok, reason="Lava is installed")
 def test_lava_engine_says_how_to_get_it(built):
     with pytest.raises(TargetError, match=r"3\.10"):
-        simulate_model(built[0].directory, engine="lava")
+        simulate_model(built[0].directory, engine=EngineChoice(name="lava"))
     with pytest.raises(VerificationError, match=r"3\.10"):
         verify_model(built[0].directory, ["lava"])
 
@@ -366,7 +407,7 @@ def test_lava_agrees_with_the_built_network_in_every_spike(built):
     (result,) = verify_model(built[0].directory, ["lava"])
     assert result.passed and result.samples == 16
     assert result.compared_spikes == built[0].report["verification"]["netx"]["compared_spikes"]
-    simulated = simulate_model(built[0].directory, engine="lava", limit=3)
+    simulated = simulate_model(built[0].directory, engine=EngineChoice(name="lava"), limit=3)
     expected = simulate_model(built[0].directory, limit=3)
     assert simulated.summary["counts"] == expected.summary["counts"]
     assert simulated.summary["accuracy"] == expected.summary["accuracy"]
@@ -420,9 +461,12 @@ def test_compare_needs_models_and_data(built, tmp_path):
         compare_models([built[0].directory / "model.net"])
 
 
-def test_a_file_alone_is_refused_where_it_would_overflow(built):
-    with pytest.raises(QuantizationError, match="24-bit"):
-        open_model(built[0].directory / "model.net").at_setting(4000)
+def test_a_file_alone_runs_and_says_where_it_could_overflow(built):
+    file = built[0].directory / "model.net"
+    assert simulate_model(file, data="digits", limit=2).summary["overflow"] == ""
+    summary = simulate_model(file, data="digits", limit=2, timesteps=4000).summary
+    assert "lif1 accumulates up to" in summary["overflow"] and "24-bit" in summary["overflow"]
+    assert "24-bit" in compare_models([file], timesteps=(4000,), data="digits", limit=2)[0].note
 
 
 def test_verify_names_the_layer_that_was_changed(copied):

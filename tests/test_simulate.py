@@ -6,7 +6,7 @@ import pytest
 
 from stars_deploy.errors import ConfigError, DataError, QuantizationError, TargetError
 from stars_deploy.quantized import ConvProjection, DenseProjection, Population, QuantizedGraph, QuantizedInput
-from stars_deploy.simulate import run_evaluation, summarize_counts
+from stars_deploy.simulate import fast_engine, recording_engine, run_evaluation, summarize_counts
 from stars_deploy.targets.base import SpikeRecord
 from stars_deploy.targets.reference import run_reference
 
@@ -121,6 +121,27 @@ def test_progress_is_told_after_each_batch(random_graph, seven_images):
     assert told == [(3, 7), (6, 7), (7, 7)]
 
 
+def test_the_recording_engine_counts_what_the_fast_one_counts(random_graph, seven_images):
+    fast = run_evaluation(random_graph, seven_images, engine=fast_engine(threads=2))
+    slow = run_evaluation(random_graph, seven_images, engine=recording_engine(run_reference))
+    assert fast.layers == slow.layers and fast.input_messages == slow.input_messages
+    np.testing.assert_array_equal(fast.predictions, slow.predictions)
+
+
+def test_a_frame_for_each_timestep(random_graph, seven_images):
+    still = np.repeat(seven_images[:, None], random_graph.timesteps, axis=1)
+    moving = still.copy()
+    moving[:, 1:] = 0
+    for engine in (fast_engine(), recording_engine(run_reference)):
+        same, fading = (run_evaluation(random_graph, frames, engine=engine, batch_size=3) for frames in (still, moving))
+        assert same.layers == run_evaluation(random_graph, seven_images).layers
+        assert same.input_messages == run_evaluation(random_graph, seven_images).input_messages
+        assert fading.input_messages == same.input_messages / random_graph.timesteps
+        assert fading.layers[0].input_synops_per_step[1:] == (0.0,) * (random_graph.timesteps - 1)
+    with pytest.raises(DataError, match="timesteps"):
+        run_evaluation(random_graph, still[:, 1:])
+
+
 def test_another_engine_can_execute(random_graph, seven_images):
     def silent(graph, images):
         record = run_reference(graph, images)
@@ -128,7 +149,7 @@ def test_another_engine_can_execute(random_graph, seven_images):
             spikes={name: np.zeros_like(spikes) for name, spikes in record.spikes.items()}, potential=record.potential
         )
 
-    evaluation = run_evaluation(random_graph, seven_images, execute=silent)
+    evaluation = run_evaluation(random_graph, seven_images, engine=recording_engine(silent))
     assert evaluation.totals()["spikes"] == 0
     assert evaluation.totals()["spike_synops"] == 0
     assert evaluation.totals()["input_synops"] > 0
@@ -143,9 +164,9 @@ def test_an_engine_that_returns_too_little_is_refused(random_graph, seven_images
         return replace(record, spikes={"conv": record.spikes["conv"]})
 
     with pytest.raises(TargetError, match=r"conv.*\(2, 7, 3, 5, 4\).*\(3, 7, 3, 5, 4\)"):
-        run_evaluation(random_graph, seven_images, execute=short)
+        run_evaluation(random_graph, seven_images, engine=recording_engine(short))
     with pytest.raises(TargetError, match=r"out.*no spikes"):
-        run_evaluation(random_graph, seven_images, execute=partial)
+        run_evaluation(random_graph, seven_images, engine=recording_engine(partial))
 
 
 def test_the_summary_is_json(random_graph, seven_images):

@@ -8,7 +8,7 @@ float32 for graded values while every sum stays an exact integer, wider integers
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Union
+from typing import Any, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from stars_deploy.populations import DECAY_ONE, STATE_EXP, IntArray, Population
 from stars_deploy.projections import DenseProjection, Projection
 from stars_deploy.quantized import QuantizedGraph
 
-Numbers = npt.NDArray[np.generic]
+Numbers = npt.NDArray[Any]
 
 #: What the entries of ``Window.shape`` are, in order.
 GEOMETRY = (

@@ -7,15 +7,20 @@
 from stars_deploy.config import BuildConfig, load_config
 from stars_deploy.pipeline.building import BuildResult, build
 from stars_deploy.pipeline.exporting import ExportResult, export_model
-from stars_deploy.pipeline.measuring import Simulation, compare_models, simulate_model, verify_model
+from stars_deploy.pipeline.measuring import compare_models, verify_model
+from stars_deploy.pipeline.models import Reading
+from stars_deploy.pipeline.simulating import EngineChoice, Recording, Simulation, simulate_model
 from stars_deploy.pipeline.teaching import train
 from stars_deploy.progress import Observer
 
 __all__ = [
     "BuildConfig",
     "BuildResult",
+    "EngineChoice",
     "ExportResult",
     "Observer",
+    "Reading",
+    "Recording",
     "Simulation",
     "build",
     "compare_models",

@@ -33,7 +33,7 @@ from stars_deploy.progress import Observer
 from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.report import compose_report
 from stars_deploy.serde import load_quantized, load_spiking, save_graph
-from stars_deploy.simulate import Evaluation, run_evaluation
+from stars_deploy.simulate import Engine, Evaluation, fast_engine, run_evaluation
 from stars_deploy.targets import find_target
 from stars_deploy.verification import check_verified
 
@@ -118,7 +118,7 @@ def _deploy(
         verifications = verify_targets(graph, directory.path, config.targets, samples.images, watch)
     check_verified(verifications)
     with watch.stage("simulate"):
-        measured = _measure(directory, graph, teacher, data, watch)
+        measured = _measure(directory, graph, teacher, data, fast_engine(config.threads), watch)
     report = compose_report(
         config=config,
         graph=graph,
@@ -146,7 +146,12 @@ class _Measured:
 
 
 def _measure(
-    directory: RunDirectory, graph: QuantizedGraph, teacher: Teacher, data: EvaluationSet | None, watch: Observer
+    directory: RunDirectory,
+    graph: QuantizedGraph,
+    teacher: Teacher,
+    data: EvaluationSet | None,
+    engine: Engine,
+    watch: Observer,
 ) -> _Measured:
     """Run teacher, student and integers over the evaluation set, and the last two over held-out synthetic images."""
 
@@ -155,9 +160,9 @@ def _measure(
 
     accuracy: dict[str, float | None] = {"teacher": None, "student": None}
     if data is None:
-        evaluation = run_evaluation(graph, as_pixels(directory.images().held_out), progress=progress)
+        evaluation = run_evaluation(graph, as_pixels(directory.images().held_out), engine=engine, progress=progress)
     else:
-        evaluation = run_evaluation(graph, data.images, data.labels, progress=progress)
+        evaluation = run_evaluation(graph, data.images, data.labels, engine=engine, progress=progress)
         accuracy["teacher"] = _share(teacher.predict(_tensor(data.images)).numpy(), data.labels)
         accuracy["student"] = _share(_student_classes(directory, data.images), data.labels)
     accuracy["quantized"] = evaluation.accuracy

@@ -14,7 +14,7 @@ from stars_deploy.errors import ConfigError
 from stars_deploy.export.bounds import prove_bounds
 from stars_deploy.pipeline.directory import FLOAT_GRAPH, IMAGES, MODEL, RunDirectory, as_pixels
 from stars_deploy.pipeline.measuring import distinct_samples, noise_images, verify_targets, write_targets
-from stars_deploy.pipeline.models import Model, open_model, quantize_calibrated
+from stars_deploy.pipeline.models import Model, Reading, open_model, quantize_calibrated
 from stars_deploy.progress import Observer
 from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.serde import load_quantized, save_graph
@@ -103,7 +103,9 @@ def _check_request(targets: Sequence[str], folder: Path) -> None:
 
 
 def _opened(path: Path, timesteps: int | None, bits: int | None, input_bits: int | None) -> tuple[QuantizedGraph, str]:
-    model = open_model(path, timesteps, _known(input_bits))
+    # What is written is the network; in which time it is run is chosen when it is read.
+    reading = Reading(input_bits=_known(input_bits), timing="synchronous") if path.suffix == ".net" else None
+    model = open_model(path, timesteps, reading)
     if input_bits is not None and model.file.suffix != ".net":
         raise ConfigError("--input-bits", f"{input_bits} for {path}", "only for a student or a .net file")
     graph = model.at_setting(timesteps, bits)

@@ -3,47 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from stars_deploy.comparison import ComparisonRow, compare_graphs, estimate_cost, mark_pareto, summarize_cost
+from stars_deploy.comparison import ComparisonRow, compare_graphs, mark_pareto
 from stars_deploy.data import EvaluationSet
-from stars_deploy.errors import ConfigError, DataError, TargetError, VerificationError
+from stars_deploy.errors import ConfigError, DataError, VerificationError
 from stars_deploy.hardware import load_profile
 from stars_deploy.pipeline.directory import as_pixels
 from stars_deploy.pipeline.models import Model, evaluation_set, open_model
 from stars_deploy.progress import Observer
 from stars_deploy.quantized import IntArray, QuantizedGraph
-from stars_deploy.simulate import Evaluation, Execute, run_evaluation, summarize_counts
 from stars_deploy.targets import TARGETS, find_target
-from stars_deploy.targets.reference import run_reference
 from stars_deploy.verification import Verification, verify_target
-
-#: Engines of ``simulate``.
-ENGINES = ("reference", "lava")
-#: Samples drawn when a bare file comes without any images.
-NOISE_SAMPLES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Distinct images for a verification: quantised (B, C, H, W) [LSB], their labels if known, where they are from."""
+    """Images, quantised [LSB] or as pixels, their labels if known, and where they are from."""
 
-    images: IntArray
+    images: npt.NDArray[Any]
     labels: npt.NDArray[np.int64] | None
     source: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Simulation:
-    """What :func:`simulate_model` measured, and the same as the JSON that ``--json`` prints."""
-
-    evaluation: Evaluation
-    summary: dict[str, Any]
 
 
 def write_targets(graph: QuantizedGraph, folder: Path, targets: Sequence[str]) -> list[Path]:
@@ -74,7 +59,8 @@ def distinct_samples(model: Model, data: EvaluationSet | None, count: int) -> Sa
     elif model.directory is not None:
         pixels, source = as_pixels(model.directory.images().held_out), "held-out synthetic images"
     else:
-        largest_pixel = graph.input.precision.high / graph.input.scale
+        # Pixels of [0, 1] are what a scale and an offset of biases are for.
+        largest_pixel = 1.0 if graph.input.biases else graph.input.precision.high / graph.input.scale
         pixels, source = noise_images(count, graph.input.shape) * largest_pixel, "noise"
     steps = graph.input.quantize(pixels[: 8 * count])
     _, first = np.unique(steps.reshape(len(steps), -1), axis=0, return_index=True)
@@ -162,62 +148,6 @@ def verify_model(
     return results
 
 
-def simulate_model(
-    path: str | Path,
-    *,
-    data: str | None = None,
-    root: str | None = None,
-    limit: int | None = None,
-    timesteps: int | None = None,
-    hardware: str = "loihi2",
-    engine: str = "reference",
-    observer: Observer | None = None,
-) -> Simulation:
-    """Run a built directory or a ``.net`` over an evaluation set: accuracy, spikes, synops, latency, energy.
-
-    Parameters
-    ----------
-    path : path
-    data, root, limit
-        Evaluation set; by default that of the build, else held-out synthetic images, else noise (counts only).
-    timesteps : int, optional
-        In place of the network's own.
-    hardware : str
-        ``loihi1``, ``loihi2`` or a YAML profile.
-    engine : str
-        One of :data:`ENGINES`.
-    observer : Observer, optional
-    """
-    watch = observer or Observer()
-    profile = load_profile(hardware)
-    model = open_model(path, timesteps)
-    graph = model.at_setting(timesteps)
-    execute = _engine(engine, model, graph)
-    evaluated = evaluation_set(model, data, root, limit)
-    images: npt.NDArray[Any]
-    labels: npt.NDArray[np.int64] | None
-    if evaluated is None:
-        samples = distinct_samples(replace(model, graph=graph), None, limit or NOISE_SAMPLES)
-        images, labels, source = samples.images, None, samples.source
-    else:
-        images, labels, source = evaluated.images, evaluated.labels, evaluated.name
-    with watch.stage("simulate"):
-        evaluation = run_evaluation(
-            graph, images, labels, execute=execute, progress=lambda done, of: watch.advanced(done, of)
-        )
-    summary = {
-        "model": str(path),
-        "engine": engine,
-        "data": source,
-        "samples": evaluation.samples,
-        "timesteps": evaluation.timesteps,
-        "accuracy": evaluation.accuracy,
-        "counts": summarize_counts(evaluation),
-        **summarize_cost(estimate_cost(graph, evaluation, profile, teacher_macs=model.teacher_macs)),
-    }
-    return Simulation(evaluation=evaluation, summary=summary)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Material:
     images: npt.NDArray[Any]
@@ -301,18 +231,3 @@ def _check_settings(option: str, values: Sequence[int], low: int, high: int | No
     if not values or len(set(values)) != len(values) or min(values) < low or (high is not None and max(values) > high):
         allowed = f"at least {low}" if high is None else f"{low} to {high}"
         raise ConfigError(option, list(values), f"whole numbers, {allowed}, each once")
-
-
-def _engine(name: str, model: Model, graph: QuantizedGraph) -> Execute:
-    if name == "reference":
-        return run_reference
-    if name not in ENGINES:
-        raise ConfigError("--engine", name, ", ".join(ENGINES))
-    target = find_target(name)
-    available = target.availability()
-    if not available.ok:
-        raise TargetError(f"--engine {name}", "not available here", ", ".join(ENGINES), available.reason)
-    file = model.file.parent / target.filename if model.file.suffix == ".npz" else model.file
-    if graph is not model.graph:
-        raise ConfigError("--timesteps", graph.timesteps, f"{model.graph.timesteps} with --engine {name}")
-    return lambda _, images: target.execute(file, images, graph.timesteps)

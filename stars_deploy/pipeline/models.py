@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from stars_deploy.data import EvaluationSet, load_dataset
 from stars_deploy.errors import ArtifactError, ConfigError, DataError
-from stars_deploy.export.bounds import prove_bounds
 from stars_deploy.export.calibration import Calibration, calibrate_graph
 from stars_deploy.export.quantization import quantize_graph
 from stars_deploy.graph import SpikingGraph
@@ -18,6 +17,24 @@ from stars_deploy.pipeline.directory import FLOAT_GRAPH, MODEL, REPORT, RunDirec
 from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.serde import load_quantized, load_spiking
 from stars_deploy.targets.netx_reader import read_netx
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a ``.net`` is read: what such a file does not say itself.
+
+    Parameters
+    ----------
+    input_bits : int
+        Bits of the input's messages, for files that do not state them; 1 for plain spikes.
+    timing, reset_interval, reset_offset
+        See :func:`stars_deploy.targets.netx_reader.read_netx`.
+    """
+
+    input_bits: int = 8
+    timing: str | None = None
+    reset_interval: int = 0
+    reset_offset: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +54,10 @@ class Model:
         return int(self.directory.report()["ann"]["macs"])
 
     def at_setting(self, timesteps: int | None = None, bits: int | None = None) -> QuantizedGraph:
-        """Return the network for another number of timesteps or weight bits, with its bounds proven.
+        """Return the network for another number of timesteps or weight bits.
 
         A built directory quantises its float graph again, because the readout's scale depends on how long it
-        integrates; a file alone is run with the integers that it has.
+        integrates, and proves its bounds; a file alone is run with the integers that it has.
 
         Raises
         ------
@@ -55,9 +72,7 @@ class Model:
                 raise ConfigError(
                     "--bits", f"{bits} for {self.file}", "only for a built directory: it holds the float weights"
                 )
-            same_integers = self.graph.with_timesteps(timesteps)
-            prove_bounds(same_integers)
-            return same_integers
+            return self.graph if timesteps == self.graph.timesteps else self.graph.with_timesteps(timesteps)
         config = self.directory.config()
         bits = config.bits if bits is None else bits
         if (timesteps, bits) == (self.graph.timesteps, config.bits):
@@ -67,7 +82,7 @@ class Model:
         return quantize_calibrated(retimed, images, bits, config.input_bits)[0]
 
 
-def open_model(path: str | Path, timesteps: int | None = None, input_bits: int = 8) -> Model:
+def open_model(path: str | Path, timesteps: int | None = None, reading: Reading | None = None) -> Model:
     """Open a built directory, a ``model.npz`` or a NetX ``.net``.
 
     Parameters
@@ -75,15 +90,19 @@ def open_model(path: str | Path, timesteps: int | None = None, input_bits: int =
     path : path
     timesteps : int, optional
         For a ``.net`` that does not state its own.
-    input_bits : int
-        For a ``.net`` that does not state its own.
+    reading : Reading, optional
+        For a ``.net``.
 
     Raises
     ------
     ArtifactError, FormatError
         If it is none of these, is missing or is damaged.
+    ConfigError
+        If `reading` is given for something else.
     """
     place = Path(path)
+    if reading not in (None, Reading()) and place.suffix != ".net":
+        raise ConfigError("--input-bits, --timing, --reset-interval", f"given for {place}", "only for a .net file")
     if place.is_dir():
         directory = RunDirectory(place)
         if not directory.file(MODEL).is_file():
@@ -96,7 +115,7 @@ def open_model(path: str | Path, timesteps: int | None = None, input_bits: int =
             directory=directory,
         )  # fmt: skip
     if place.suffix == ".net":
-        return Model(name=place.stem, file=place, graph=read_netx(place, timesteps, input_bits))
+        return Model(name=place.stem, file=place, graph=read_netx(place, timesteps, **asdict(reading or Reading())))
     if place.suffix == ".npz":
         return Model(name=place.stem, file=place, graph=load_quantized(place))
     got = "does not exist" if not place.exists() else f"a {place.suffix or 'nameless'} file"
