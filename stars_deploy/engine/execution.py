@@ -120,7 +120,7 @@ class Runner:
             made = sums[layer.name]
             count_spikes(
                 self._space.frames[layer.name][: part.samples], made.touched, made.frame_of,
-                self.plan.history[layer.name], self.tally.emitted[layer.name],
+                self.plan.history[layer.name], self.tally.emitted[layer.name][: part.steps],
                 self.tally.active[layer.name][part.first : part.first + part.steps],
             )  # fmt: skip
 
@@ -161,6 +161,7 @@ class Runner:
         project_frames(
             wiring.units, wiring.graded, frames, *steps, back, ahead, wiring.shape, wiring.tables, wiring.nonzero,
             wiring.zeros, made.activation, made.touched, space.rows, space.ends, space.by[np.dtype(layer.sums)],
+            space.spans,
         )  # fmt: skip
 
     def _update(self, layer: Layer, made: _Sums, part: _Slice, first: int, last: int) -> None:

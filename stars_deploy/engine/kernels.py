@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import njit
 
 from stars_deploy.engine.lanes import UNIT, add_rows, add_scaled_rows, mark_rows
+
+#: Events marked before a look whether all outputs are touched.
+_MARKED = 8
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
@@ -37,32 +41,66 @@ def _list_values(frame: Any, rows: Any, ends: Any, pixels: int, channels: int, f
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _mark_touched(
-    units: Any, shape: Any, y: int, x: int, nonzero: Any, table: int, rows: Any, ends: Any, touched: Any, at: int
-) -> None:
-    """Set ``touched[at + j]`` where an event that target pixel (y, x) sees has a non-zero weight for output j."""
-    lanes = len(units) * UNIT
-    run = shape[7] if shape[13] == 1 else 1
-    width = shape[2] // shape[14]
-    for tap_y in range(shape[6]):
-        source_row = y * shape[8] - shape[10] + tap_y * shape[12]
-        if source_row < 0 or source_row >= shape[0]:
+def _taps_within(start: int, step: int, taps: int, size: int) -> tuple[int, int]:
+    """Return the range of taps t of a kernel for which ``start + t * step`` lies in [0, size)."""
+    first = max(0, -(start // step))
+    last = min(taps, (size - 1 - start) // step + 1)
+    return first, max(first, last)
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _find_spans(
+    top: int, low: int, high: int, dilate_y: int, left: int, dilate_x: int, source_x: int, kernel_x: int, width: int,
+    ends: Any, spans: Any,
+) -> tuple[int, int]:  # fmt: skip
+    """List the runs of events that a target pixel sees; return how many runs, and how many events.
+
+    The pixel's kernel begins at row `top` and column `left` of the source; its lines [low, high) lie within. For each
+    run ``spans`` holds the first event, the last one's follower, and what to add to an event's number to get its row in
+    the table of a block. Neighbouring pixels are neighbouring events: without dilation a line is one run.
+    """
+    run = kernel_x if dilate_x == 1 else 1
+    count = events = 0
+    for tap_x in range(0, kernel_x, run):
+        column = left + tap_x * dilate_x
+        start, stop = max(column, 0), min(column + run, source_x)
+        if start >= stop:
             continue
-        for tap_x in range(0, shape[7], run):
-            left = x * shape[9] - shape[11] + tap_x * shape[13]
-            start, stop = max(left, 0), min(left + run, shape[1])
-            if start >= stop:
-                continue
-            pixel = source_row * shape[1]
-            shift = ((tap_y * shape[7] + tap_x) - (pixel + left)) * width
-            base = table + shift * lanes
-            mark_rows(units, touched, at, nonzero, base, rows, ends[pixel + start], ends[pixel + stop])
+        for tap_y in range(low, high):
+            pixel = (top + tap_y * dilate_y) * source_x
+            first, last = ends[pixel + start], ends[pixel + stop]
+            spans[3 * count] = first
+            spans[3 * count + 1] = last
+            spans[3 * count + 2] = ((tap_y * kernel_x + tap_x) - (pixel + column)) * width
+            count += last > first
+            events += last - first
+    return count, events
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _mark_touched(
+    units: Any, nonzero: Any, table: int, rows: Any, spans: Any, count: int, touched: Any, at: int, held: int
+) -> None:
+    """Set ``touched[at + j]`` where one of the events has a non-zero weight for output j, of `held` outputs."""
+    part = spans[len(spans) - 3 :]
+    for span in range(count):
+        part[2] = spans[3 * span + 2]
+        for first in range(spans[3 * span], spans[3 * span + 1], _MARKED):
+            part[0] = first
+            part[1] = min(first + _MARKED, spans[3 * span + 1])
+            mark_rows(units, touched, at, nonzero, table, rows, part, 1)
+            # A few events mostly touch all: then the others do not matter.
+            marks, joint = touched[at : at + held], np.uint8(1)
+            for output in range(held):
+                joint = np.uint8(joint & marks[output])
+            if joint:
+                return
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def project_frame(
     units: Any, graded: bool, frame: Any, shape: Any, tables: Any, nonzero: Any, zeros: Any, out: Any, touched: Any,
-    rows: Any, ends: Any, by: Any,
+    rows: Any, ends: Any, by: Any, spans: Any,
 ) -> None:  # fmt: skip
     """Add what one frame of the source makes in one frame of the target.
 
@@ -84,8 +122,8 @@ def project_frame(
     out : array, at least (target pixels * target channels + lanes,)
         The accumulator; to what lies behind a block of outputs, 0 is added.
     touched : array of uint8, as ``out``
-    rows, ends, by : arrays
-        Room for the events of a frame.
+    rows, ends, by, spans : arrays
+        Room for the events of a frame, and for the runs that a pixel sees and one more.
     """
     source_y, source_x, channels, target_y, target_x, targets = (
         shape[0],
@@ -97,50 +135,43 @@ def project_frame(
     )
     kernel_y, kernel_x, stride_y, stride_x, pad_y, pad_x = shape[6], shape[7], shape[8], shape[9], shape[10], shape[11]
     dilate_y, dilate_x, groups, blocks = shape[12], shape[13], shape[14], shape[15]
-    lanes = len(units) * UNIT
+    pixels, lanes = source_y * source_x, len(units) * UNIT
     width, outputs = channels // groups, targets // groups
-    # Neighbouring pixels are neighbouring events: without dilation a whole line of the kernel is one run of them.
-    run = kernel_x if dilate_x == 1 else 1
+    size = kernel_y * kernel_x * width * lanes
     for group in range(groups):
-        _list_spikes(frame, source_y * source_x, channels, group * width, width, rows, ends)
-        if ends[source_y * source_x] == 0:
+        _list_spikes(frame, pixels, channels, group * width, width, rows, ends)
+        if ends[pixels] == 0:
             continue
         if graded:
-            _list_values(frame, rows, ends, source_y * source_x, channels, group * width, width, by)
+            _list_values(frame, rows, ends, pixels, channels, group * width, width, by)
         for y in range(target_y):
+            top = y * stride_y - pad_y
+            low, high = _taps_within(top, dilate_y, kernel_y, source_y)
             for x in range(target_x):
+                left = x * stride_x - pad_x
+                count, events = _find_spans(
+                    top, low, high, dilate_y, left, dilate_x, source_x, kernel_x, width, ends, spans
+                )
+                if events == 0:
+                    continue
                 for block in range(blocks):
                     at = (y * target_x + x) * targets + group * outputs + block * lanes
-                    table = (group * blocks + block) * kernel_y * kernel_x * width * lanes
-                    events = 0
-                    for tap_y in range(kernel_y):
-                        source_row = y * stride_y - pad_y + tap_y * dilate_y
-                        if source_row < 0 or source_row >= source_y:
-                            continue
-                        for tap_x in range(0, kernel_x, run):
-                            left = x * stride_x - pad_x + tap_x * dilate_x
-                            start, stop = max(left, 0), min(left + run, source_x)
-                            if start >= stop:
-                                continue
-                            pixel = source_row * source_x
-                            first, last = ends[pixel + start], ends[pixel + stop]
-                            # From an event's number to its row in the table of this block.
-                            shift = ((tap_y * kernel_x + tap_x) - (pixel + left)) * width
-                            events += last - first
-                            if graded:
-                                add_scaled_rows(units, out, at, tables, table + shift * lanes, rows, first, last, by)
-                            else:
-                                add_rows(units, out, at, tables, table + shift * lanes, rows, first, last)
+                    held = min(lanes, outputs - block * lanes)
+                    table = (group * blocks + block) * size
+                    if graded:
+                        add_scaled_rows(units, out, at, tables, table, rows, spans, count, by)
+                    else:
+                        add_rows(units, out, at, tables, table, rows, spans, count)
                     if events > zeros[group * blocks + block]:
-                        touched[at : at + min(lanes, outputs - block * lanes)] = 1
-                    elif events:
-                        _mark_touched(units, shape, y, x, nonzero, table, rows, ends, touched, at)
+                        touched[at : at + held] = 1
+                    else:
+                        _mark_touched(units, nonzero, table, rows, spans, count, touched, at, held)
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def project_frames(
     units: Any, graded: bool, source: Any, first: int, last: int, back: int, ahead: int, shape: Any, tables: Any,
-    nonzero: Any, zeros: Any, activation: Any, touched: Any, rows: Any, ends: Any, by: Any,
+    nonzero: Any, zeros: Any, activation: Any, touched: Any, rows: Any, ends: Any, by: Any, spans: Any,
 ) -> None:  # fmt: skip
     """Apply :func:`project_frame` to frames of a batch: timesteps [first, last) of the target.
 
@@ -151,7 +182,7 @@ def project_frames(
         for step in range(first, last):
             project_frame(
                 units, graded, source[sample, step + back], shape, tables, nonzero, zeros,
-                activation[sample, step + ahead], touched[sample, step + ahead], rows, ends, by,
+                activation[sample, step + ahead], touched[sample, step + ahead], rows, ends, by, spans,
             )  # fmt: skip
 
 

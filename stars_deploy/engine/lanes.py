@@ -1,13 +1,14 @@
-"""Vector operations that plain numba does not reach: joining table rows into an accumulator held in registers.
+"""Vector operations that plain numba does not reach: folding table rows into an accumulator held in registers.
 
 A compiler that only sees arrays must assume that the accumulator and the table overlap, so it loads and stores the
 accumulator for every row. Written in LLVM's vector types, the accumulator stays in registers over all rows: 3 to 10
-times faster on layers of 16 to 128 channels (``benchmarks/engine.py``). How many lanes an accumulator has is the length
-of a tuple in units of 16, because it must be part of a type for numba to compile (and cache) for it.
+times faster on layers of 16 to 128 channels. How many lanes an accumulator has is the length of a tuple in units of 16,
+because it must be part of a type for numba to compile (and cache) for it; powers of two only, others are split badly.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -20,75 +21,95 @@ _INDEX = ir.IntType(64)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def add_rows(  # numba's typing context comes first
-    typingctx: Any, units: Any, acc: Any, at: Any, table: Any, base: Any, rows: Any, first: Any, last: Any
+def add_rows(  # noqa: D417  # numba's typing context comes first
+    typingctx: Any, units: Any, acc: Any, at: Any, table: Any, base: Any, rows: Any, spans: Any, count: Any
 ) -> Any:
-    """``acc[at : at + L] += sum of table[base + L * rows[e] : ... + L] for first <= e < last``, with L lanes.
+    """Add the rows of some spans of events: ``acc[at : at + L] += sum of table[base + L * (rows[e] + shift) : ... + L]``.
 
     Parameters
     ----------
     units : tuple of L / 16 values
+        L lanes.
     acc, table : one-dimensional arrays of one type
-    at, base, first, last : int
+    at, base : int
     rows : array of int32
+    spans : array of int64, (3 * count,)
+        For each span the first event, the last one's follower, and the shift.
+    count : int
     """
-    return _signature(units, acc, table, rows), _emit_fold(units.count * UNIT, _add)
+    return _signature(units, acc, table, rows, spans), _emit_fold(units.count * UNIT, _add)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def add_scaled_rows(
-    typingctx: Any, units: Any, acc: Any, at: Any, table: Any, base: Any, rows: Any, first: Any, last: Any, by: Any
+def add_scaled_rows(  # noqa: D417
+    typingctx: Any, units: Any, acc: Any, at: Any, table: Any, base: Any, rows: Any, spans: Any, count: Any, by: Any
 ) -> Any:
     """:func:`add_rows` with each row multiplied by ``by[e]``, an array of the accumulator's type."""
-    return _signature(units, acc, table, rows, by), _emit_fold(units.count * UNIT, _add, scaled=True)
+    return _signature(units, acc, table, rows, spans, by), _emit_fold(units.count * UNIT, _add, scaled=True)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def mark_rows(
-    typingctx: Any, units: Any, acc: Any, at: Any, table: Any, base: Any, rows: Any, first: Any, last: Any
+def mark_rows(  # noqa: D417
+    typingctx: Any, units: Any, acc: Any, at: Any, table: Any, base: Any, rows: Any, spans: Any, count: Any
 ) -> Any:
     """:func:`add_rows` with a bitwise or in place of the sum."""
-    return _signature(units, acc, table, rows), _emit_fold(units.count * UNIT, _join)
+    return _signature(units, acc, table, rows, spans), _emit_fold(units.count * UNIT, _join)
 
 
-def _signature(units: Any, acc: Any, table: Any, rows: Any, *more: Any) -> Any:
+def _signature(units: Any, acc: Any, table: Any, rows: Any, spans: Any, *more: Any) -> Any:
     index = types.intp
-    return types.void(units, acc, index, table, index, rows, index, index, *more)
+    return types.void(units, acc, index, table, index, rows, spans, index, *more)
 
 
-def _emit_fold(lanes: int, combine: Any, *, scaled: bool = False) -> Any:
-    """Return the code generator that folds rows into ``acc``: one loop whose accumulator is a vector value."""
+class _Loop:
+    """A loop from `first` up to `last`, whose body folds into one value that stays in registers."""
+
+    def __init__(self, builder: Any, first: Any, last: Any, start: Any) -> None:
+        self._builder, self._last, self._start, self._before = builder, last, start, builder.block
+        self._body, self._after = (builder.append_basic_block(name) for name in ("body", "after"))
+        builder.cbranch(builder.icmp_signed("<", first, last), self._body, self._after)
+        builder.position_at_end(self._body)
+        self.index, self.value = builder.phi(_INDEX), builder.phi(start.type)
+        self.index.add_incoming(first, self._before)
+        self.value.add_incoming(start, self._before)
+
+    def close(self, value: Any) -> Any:
+        """End the body with the new `value`; go on behind the loop, and return what it came to."""
+        builder, end = self._builder, self._builder.block
+        following = builder.add(self.index, ir.Constant(_INDEX, 1))
+        self.index.add_incoming(following, end)
+        self.value.add_incoming(value, end)
+        builder.cbranch(builder.icmp_signed("<", following, self._last), self._body, self._after)
+        builder.position_at_end(self._after)
+        result = builder.phi(value.type)
+        result.add_incoming(self._start, self._before)
+        result.add_incoming(value, end)
+        return result
+
+
+def _emit_fold(lanes: int, combine: Callable[..., Any], *, scaled: bool = False) -> Any:
+    """Return the code generator: over all spans and their events, with the accumulator as one vector value."""
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         kind = signature.args[1].dtype
         vector = ir.VectorType(context.get_data_type(kind), lanes)
-        acc, table, rows = (
-            context.make_array(signature.args[place])(context, builder, values[place]).data for place in (1, 3, 5)
-        )
-        scales = context.make_array(signature.args[8])(context, builder, values[8]).data if scaled else None
-        at, base, first, last = values[2], values[4], values[6], values[7]
-        place = _vector_at(builder, acc, at, vector)
-        start = _load(builder, place, kind)
-        before, loop, after = (builder.block, *(builder.append_basic_block(name) for name in ("rows", "done")))
-        builder.cbranch(builder.icmp_signed("<", first, last), loop, after)
 
-        builder.position_at_end(loop)
-        event, total = builder.phi(_INDEX), builder.phi(vector)
-        row = builder.sext(builder.load(builder.gep(rows, [event])), _INDEX)
+        def data(place: int) -> Any:
+            return context.make_array(signature.args[place])(context, builder, values[place]).data
+
+        acc, table, rows, spans = data(1), data(3), data(5), data(6)
+        scales = data(8) if scaled else None
+        at, base, count = values[2], values[4], values[7]
+        place = _vector_at(builder, acc, at, vector)
+        outer = _Loop(builder, ir.Constant(_INDEX, 0), count, _load(builder, place, kind))
+        entry = builder.gep(spans, [builder.mul(outer.index, ir.Constant(_INDEX, 3))])
+        first, last, shift = (builder.load(builder.gep(entry, [ir.Constant(_INDEX, part)])) for part in range(3))
+        inner = _Loop(builder, first, last, outer.value)
+        row = builder.add(builder.sext(builder.load(builder.gep(rows, [inner.index])), _INDEX), shift)
         offset = builder.add(base, builder.mul(row, ir.Constant(_INDEX, lanes)))
         terms = _load(builder, _vector_at(builder, table, offset, vector), kind)
-        scale = _spread(builder, builder.load(builder.gep(scales, [event])), vector) if scaled else None
-        added = combine(builder, total, terms, scale, kind)
-        following = builder.add(event, ir.Constant(_INDEX, 1))
-        for phi, initial, updated in ((event, first, following), (total, start, added)):
-            phi.add_incoming(initial, before)
-            phi.add_incoming(updated, loop)
-        builder.cbranch(builder.icmp_signed("<", following, last), loop, after)
-
-        builder.position_at_end(after)
-        result = builder.phi(vector)
-        result.add_incoming(start, before)
-        result.add_incoming(added, loop)
+        scale = _spread(builder, builder.load(builder.gep(scales, [inner.index])), vector) if scaled else None
+        result = outer.close(inner.close(combine(builder, inner.value, terms, scale, kind)))
         builder.store(result, place).align = kind.bitwidth // 8
         return context.get_dummy_value()
 

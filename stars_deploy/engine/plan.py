@@ -251,10 +251,11 @@ def _as_window(projection: Projection, planes: tuple[int, ...]) -> tuple[IntArra
 
 
 def _choose_lanes(outputs: int) -> tuple[tuple[int, ...], int]:
-    """Return the units of 16 lanes of one accumulator and how many of them hold the outputs of a group."""
-    needed = -(-outputs // UNIT)
-    blocks = -(-needed // _MOST_UNITS)
-    return (0,) * -(-needed // blocks), blocks
+    """Return the units of 16 lanes of one accumulator, and how many of them hold the outputs of a group."""
+    units = 1
+    while units * UNIT < outputs and units < _MOST_UNITS:
+        units *= 2
+    return (0,) * units, -(-outputs // (units * UNIT))
 
 
 def _tabulate(kernel: IntArray, groups: int, blocks: int, lanes: int) -> IntArray:

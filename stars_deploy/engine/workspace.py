@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stars_deploy.engine.plan import Layer, Numbers, Plan, is_graded
+from stars_deploy.engine.plan import Layer, Numbers, Plan, Window, is_graded
 from stars_deploy.errors import ConfigError
 
 #: A chunk of this size stays in the second cache of common processors [bytes]; larger ones were slower.
@@ -96,6 +96,8 @@ class Workspace:
         widest = max(sizes.values())
         self.rows, self.ends = np.empty(widest + 1, np.int32), np.empty(widest + 1, np.int64)
         self.by = {np.dtype(layer.sums): np.empty(widest + 1, layer.sums) for layer in plan.layers}
+        runs = [w.shape[6] * w.shape[7] for layer in plan.layers for w in layer.wirings if isinstance(w, Window)]
+        self.spans = np.empty(3 * (max(runs, default=0) + 1), np.int64)
         slots = range(max(map(len, plan.blocks)))
         self._scratch = [np.empty(samples * _scratch_bytes(plan, slot, steps), np.uint8) for slot in slots]
 
