@@ -17,6 +17,8 @@ from stars_deploy.targets.base import SpikeRecord
 
 #: Runs a graph on a batch of quantised images, (B, *shape) or (T, B, *shape) [LSB], and returns every spike.
 Execute = Callable[[QuantizedGraph, IntArray], SpikeRecord]
+#: What a pixel takes while it is quantised: two doubles and two integers.
+_PIXEL_BYTES = 32
 #: Told how many samples of how many are done.
 Progress = Callable[[int, int], None]
 
@@ -169,7 +171,8 @@ def run_evaluation(
     images: npt.ArrayLike,
     labels: npt.ArrayLike | None = None,
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
+    image_memory: int = 64 << 20,
     timesteps: int | None = None,
     engine: Engine | None = None,
     progress: Progress | None = None,
@@ -183,8 +186,11 @@ def run_evaluation(
         Floats in the pixel range of the teacher, or integers already quantised [LSB]; one image, or one frame for each
         timestep.
     labels : array of int, (samples,), optional
-    batch_size : int
-        Samples quantised at a time; an engine that records needs ``batch_size * timesteps`` bytes for each neuron.
+    batch_size : int, optional
+        Samples quantised at a time, at most 256 unless given; an engine that records needs ``batch_size * timesteps``
+        bytes for each neuron.
+    image_memory : int
+        What the quantised images of a batch may take [bytes], where `batch_size` is not given.
     timesteps : int, optional
         In place of ``graph.timesteps``; prove the bounds for it first.
     engine : Engine, optional
@@ -207,7 +213,7 @@ def run_evaluation(
     TargetError
         If an engine records spikes of another shape.
     """
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ConfigError("batch_size", batch_size, "at least 1")
     if timesteps is not None and timesteps < 1:
         raise ConfigError("timesteps", timesteps, "at least 1", "ask for one timestep or more")
@@ -215,7 +221,8 @@ def run_evaluation(
     pixels = _checked_images(network, images)
     truth = None if labels is None else _checked_labels(network, labels, len(pixels))
     measure = (engine or fast_engine())(network)
-    predictions, messages, counts = _run_batches(network, pixels, batch_size, measure, progress)
+    size = batch_size or max(1, min(256, image_memory // (_PIXEL_BYTES * pixels[0].size)))
+    predictions, messages, counts = _run_batches(network, pixels, size, measure, progress)
     return Evaluation(
         timesteps=network.timesteps,
         samples=len(pixels),

@@ -8,15 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from stars_deploy.engine.compilation import compiled
 from stars_deploy.engine.lanes import UNIT, add_rows, add_scaled_rows, mark_rows
 
 #: Events marked before a look whether all outputs are touched.
 _MARKED = 8
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _list_spikes(frame: Any, pixels: int, channels: int, first: int, width: int, rows: Any, ends: Any) -> None:
     """List the spikes of channels [first, first + width) of a frame as ``pixel * width + channel``.
 
@@ -32,7 +32,7 @@ def _list_spikes(frame: Any, pixels: int, channels: int, first: int, width: int,
         ends[pixel + 1] = count
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _list_values(frame: Any, rows: Any, ends: Any, pixels: int, channels: int, first: int, width: int, by: Any) -> None:
     """Copy the values that go with the rows that :func:`_list_spikes` listed."""
     for pixel in range(pixels):
@@ -40,7 +40,7 @@ def _list_values(frame: Any, rows: Any, ends: Any, pixels: int, channels: int, f
             by[event] = frame[pixel * channels + first + rows[event] - pixel * width]
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _taps_within(start: int, step: int, taps: int, size: int) -> tuple[int, int]:
     """Return the range of taps t of a kernel for which ``start + t * step`` lies in [0, size)."""
     first = max(0, -(start // step))
@@ -48,7 +48,7 @@ def _taps_within(start: int, step: int, taps: int, size: int) -> tuple[int, int]
     return first, max(first, last)
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _find_spans(
     top: int, low: int, high: int, dilate_y: int, left: int, dilate_x: int, source_x: int, kernel_x: int, width: int,
     ends: Any, spans: Any,
@@ -77,7 +77,7 @@ def _find_spans(
     return count, events
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _mark_touched(
     units: Any, nonzero: Any, table: int, rows: Any, spans: Any, count: int, touched: Any, at: int, held: int
 ) -> None:
@@ -97,7 +97,7 @@ def _mark_touched(
                 return
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def project_frame(
     units: Any, graded: bool, frame: Any, shape: Any, tables: Any, nonzero: Any, zeros: Any, out: Any, touched: Any,
     rows: Any, ends: Any, by: Any, spans: Any,
@@ -168,7 +168,7 @@ def project_frame(
                         _mark_touched(units, nonzero, table, rows, spans, count, touched, at, held)
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def project_frames(
     units: Any, graded: bool, source: Any, first: int, last: int, back: int, ahead: int, shape: Any, tables: Any,
     nonzero: Any, zeros: Any, activation: Any, touched: Any, rows: Any, ends: Any, by: Any, spans: Any,
@@ -186,7 +186,7 @@ def project_frames(
             )  # fmt: skip
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def project_synapses(
     source: Any, first: int, last: int, back: Any, starts: Any, targets: Any, weights: Any, activation: Any,
     touched: Any,
@@ -221,7 +221,7 @@ def project_synapses(
                             marks[target] = 1
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def count_spikes(spikes: Any, touched: Any, frame_of: Any, offset: int, emitted: Any, active: Any) -> None:
     """Add the spikes of a batch to ``emitted`` (T, N), and to ``active`` (T,) the neurons that were touched or fired.
 

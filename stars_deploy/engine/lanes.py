@@ -21,10 +21,12 @@ _INDEX = ir.IntType(64)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def add_rows(  # noqa: D417  # numba's typing context comes first
+def add_rows(  # numba's typing context comes first
     typingctx: Any, units: Any, acc: Any, at: Any, table: Any, base: Any, rows: Any, spans: Any, count: Any
 ) -> Any:
-    """Add the rows of some spans of events: ``acc[at : at + L] += sum of table[base + L * (rows[e] + shift) : ... + L]``.
+    """Add the table rows of some spans of events to L lanes of an accumulator.
+
+    ``acc[at : at + L] += sum over events e of table[base + L * (rows[e] + shift) : ... + L]``.
 
     Parameters
     ----------
@@ -41,7 +43,7 @@ def add_rows(  # noqa: D417  # numba's typing context comes first
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def add_scaled_rows(  # noqa: D417
+def add_scaled_rows(
     typingctx: Any, units: Any, acc: Any, at: Any, table: Any, base: Any, rows: Any, spans: Any, count: Any, by: Any
 ) -> Any:
     """:func:`add_rows` with each row multiplied by ``by[e]``, an array of the accumulator's type."""
@@ -49,7 +51,7 @@ def add_scaled_rows(  # noqa: D417
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def mark_rows(  # noqa: D417
+def mark_rows(
     typingctx: Any, units: Any, acc: Any, at: Any, table: Any, base: Any, rows: Any, spans: Any, count: Any
 ) -> Any:
     """:func:`add_rows` with a bitwise or in place of the sum."""

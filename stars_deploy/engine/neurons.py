@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from stars_deploy.engine.compilation import compiled
 from stars_deploy.populations import DECAY_BITS, DECAY_ONE, STATE_EXP, STATE_LIMIT
 
 #: Neurons advanced together.
@@ -24,20 +24,20 @@ def _compile_update(kind: Any) -> Any:
     limit, turn, zero = kind(STATE_LIMIT), kind(2 * STATE_LIMIT), kind(0)
     highest, lowest = kind(STATE_LIMIT - 1), kind(1 - STATE_LIMIT)
 
-    @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+    @compiled
     def decay(state: Any, keep: Any) -> Any:
         # state * keep needs 36 bits; its upper and its lower part do not. Rounding up makes negatives go toward 0.
         upward = low_bits if state < zero else zero
         low = kind(kind(kind(state & low_bits) * keep) + upward)
         return kind(kind(kind(state >> spread) * keep) + kind(low >> spread))
 
-    @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+    @compiled
     def wrap(current: Any) -> Any:
         if current > limit:
             return kind(current - turn)
         return kind(current + turn) if current <= -limit else current
 
-    @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+    @compiled
     def update(
         activation: Any, frame_of: Any, bias: Any, keep_u: Any, keep_v: Any, leaks: bool, threshold: Any, resets: Any,
         first: int, last: int, u: Any, v: Any, spikes: Any, offset: int,

@@ -120,14 +120,17 @@ def simulate_model(
     profile = load_profile(hardware)
     model = open_model(path, timesteps, reading)
     graph = model.at_setting(timesteps)
+    image_memory = min(64 << 20, choice.memory // 4)
+    choice = replace(choice, memory=choice.memory - image_memory)
     prepared = _engine(choice, model, graph, reading or Reading())
     if overflow := find_overflow(graph):
         watch.noted(overflow)
     samples = _simulated_on(replace(model, graph=graph), data, root, limit)
     with watch.stage("simulate"):
         evaluation = run_evaluation(
-            graph, samples.images, samples.labels, engine=prepared, progress=lambda done, of: watch.advanced(done, of)
-        )
+            graph, samples.images, samples.labels, image_memory=image_memory, engine=prepared,
+            progress=lambda done, of: watch.advanced(done, of),
+        )  # fmt: skip
     summary = {
         "model": str(path),
         "engine": choice.name,
