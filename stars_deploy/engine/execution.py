@@ -51,7 +51,7 @@ class Runner:
         self.plan, self.extent = plan, extent
         self.tally = Tally(plan, fans, extent.steps)
         self._space = Workspace(plan, extent)
-        self._image: Numbers = np.zeros(0)
+        self._shown: Numbers = np.zeros(0)
         self._stays = True
 
     def run(self, images: IntArray, recorded: Mapping[str, SpikeArray]) -> IntArray:
@@ -66,12 +66,12 @@ class Runner:
         """
         graph, extent = self.plan.graph, self.extent
         self._stays = not graph.input.over_time(images)
-        flat = lay_out(images, graph.input.shape).astype(self._space.frames[graph.input.name].dtype)
-        self._image = flat[:, np.newaxis] if self._stays else flat.swapaxes(0, 1)
+        samples = images.shape[0 if self._stays else 1]
         self._space.start()
         for first in range(0, graph.timesteps, extent.steps):
             steps = min(extent.steps, graph.timesteps - first)
-            part = _Slice(first=first, steps=steps, samples=len(self._image))
+            part = _Slice(first=first, steps=steps, samples=samples)
+            self._shown = self._show(images if self._stays else images[first : first + steps])
             self._load_input(part)
             for block in self.plan.blocks:
                 self._run_block(block, part)
@@ -81,8 +81,8 @@ class Runner:
             if extent.steps < graph.timesteps:
                 self.tally.close_slice(first, steps)
             self._space.carry(steps)
-        potential = restore(self._space.v[graph.output.name][: len(self._image)], graph.output.shape)
-        return potential.reshape(len(self._image), -1).astype(np.int64)
+        potential = restore(self._space.v[graph.output.name][:samples], graph.output.shape)
+        return potential.reshape(samples, -1).astype(np.int64)
 
     def close(self) -> None:
         """Finish the counts after the last chunk."""
@@ -93,12 +93,14 @@ class Runner:
         history = self.plan.history[name]
         return self._space.frames[name][: part.samples, history : history + part.steps]
 
-    def _shown(self, part: _Slice) -> Numbers:
-        """Return what the input shows in a slice, (B, 1 or steps, neurons)."""
-        return self._image if self._stays else self._image[:, part.first : part.first + part.steps]
+    def _show(self, images: IntArray) -> Numbers:
+        """Return images as frames, (B, 1 or steps, neurons)."""
+        source = self.plan.graph.input
+        flat = lay_out(images, source.shape).astype(self._space.frames[source.name].dtype)
+        return flat[:, np.newaxis] if self._stays else flat.swapaxes(0, 1)
 
     def _load_input(self, part: _Slice) -> None:
-        source, shown = self.plan.graph.input, self._shown(part)
+        source, shown = self.plan.graph.input, self._shown
         if source.biases:
             return
         self.tally.emitted[source.name][: part.steps] += (shown != 0).sum(axis=0, dtype=np.int32)
@@ -126,27 +128,41 @@ class Runner:
 
     def _begin(self, layer: Layer, slot: int, looping: set[str], part: _Slice) -> _Sums:
         """Return the sums of a layer with all that comes from outside its block."""
-        delay = layer.steady_delay
-        if self._stays and delay is not None:
-            # An image that stays makes the same sums at every timestep: frame 0 is before its delay, frame 1 after.
-            activation, touched = self._space.activation(slot, layer, part.samples, 2)
-            arrived = np.arange(part.first, part.first + part.steps) >= delay
-            made = _Sums(activation=activation, touched=touched, frame_of=arrived.astype(np.int64))
-            for wiring in layer.wirings:
-                self._project_window(layer, wiring, self._image, made, (0, 1), 0, 1)
-            return made
-        activation, touched = self._space.activation(slot, layer, part.samples, part.steps)
-        made = _Sums(activation=activation, touched=touched, frame_of=np.arange(part.steps))
-        for wiring in layer.wirings:
-            if wiring.source not in looping:
-                self._project(layer, wiring, made, part, 0, part.steps)
+        outside = [wiring for wiring in layer.wirings if wiring.source not in looping]
+        # What enters first can write over what is there; otherwise it is set to 0, and everything is added.
+        fresh = bool(outside) and isinstance(outside[0], Window) and outside[0].alone
+        if self._stays and layer.steady_delay is not None:
+            return self._begin_steady(layer, slot, layer.steady_delay, part, fresh=fresh)
+        frames = part.steps if layer.wirings else 1
+        activation, touched = self._space.activation(slot, layer, part.samples, frames)
+        if not fresh:
+            activation[:] = touched[:] = 0
+        frame_of = np.arange(part.steps) if layer.wirings else np.zeros(part.steps, np.int64)
+        made = _Sums(activation=activation, touched=touched, frame_of=frame_of)
+        for index, wiring in enumerate(outside):
+            self._project(layer, wiring, made, part, 0, part.steps, fresh=fresh and index == 0)
         return made
 
-    def _project(self, layer: Layer, wiring: Wiring, made: _Sums, part: _Slice, first: int, last: int) -> None:
+    def _begin_steady(self, layer: Layer, slot: int, delay: int, part: _Slice, *, fresh: bool) -> _Sums:
+        """Return the sums that an image which stays makes: frame 0 is before it arrived, frame 1 after."""
+        activation, touched = self._space.activation(slot, layer, part.samples, 2)
+        cleared = slice(0, 1 if fresh else 2)
+        activation[:, cleared] = touched[:, cleared] = 0
+        arrived = np.arange(part.first, part.first + part.steps) >= delay
+        made = _Sums(activation=activation, touched=touched, frame_of=arrived.astype(np.int64))
+        for index, wiring in enumerate(layer.wirings):
+            if isinstance(wiring, Window):
+                self._project_window(layer, wiring, self._shown, made, (0, 1), 0, 1, fresh=fresh and index == 0)
+        return made
+
+    def _project(
+        self, layer: Layer, wiring: Wiring, made: _Sums, part: _Slice, first: int, last: int, *, fresh: bool = False
+    ) -> None:
         history = self.plan.history[wiring.source]
         frames = self._space.frames[wiring.source][: part.samples]
         if isinstance(wiring, Window):
-            self._project_window(layer, wiring, frames, made, (first, last), history - wiring.delay, 0)
+            back = history - wiring.delay
+            self._project_window(layer, wiring, frames, made, (first, last), back, 0, fresh=fresh)
         else:
             project_synapses(
                 frames, first, last, history - wiring.delays, wiring.starts, wiring.targets, wiring.weights,
@@ -154,27 +170,35 @@ class Runner:
             )  # fmt: skip
 
     def _project_window(
-        self, layer: Layer, wiring: Wiring, frames: Numbers, made: _Sums, steps: tuple[int, int], back: int, ahead: int
+        self,
+        layer: Layer,
+        wiring: Window,
+        frames: Numbers,
+        made: _Sums,
+        steps: tuple[int, int],
+        back: int,
+        ahead: int,
+        *,
+        fresh: bool,
     ) -> None:
-        assert isinstance(wiring, Window)
         space = self._space
         project_frames(
-            wiring.units, wiring.graded, frames, *steps, back, ahead, wiring.shape, wiring.tables, wiring.nonzero,
-            wiring.zeros, made.activation, made.touched, space.rows, space.ends, space.by[np.dtype(layer.sums)],
-            space.spans,
+            wiring.units, wiring.graded, fresh, frames, *steps, back, ahead, wiring.shape, wiring.tables,
+            wiring.nonzero, wiring.zeros, made.activation, made.touched, space.rows, space.ends,
+            space.by[np.dtype(layer.sums)], space.spans,
         )  # fmt: skip
 
     def _update(self, layer: Layer, made: _Sums, part: _Slice, first: int, last: int) -> None:
         space = self._space
         update = update_narrow if layer.state is np.int32 else update_wide
         update(
-            made.activation, made.frame_of, self._bias(layer, part), layer.keep_u, layer.keep_v,
+            made.activation, made.frame_of, self._bias(layer), layer.keep_u, layer.keep_v,
             layer.leaks, layer.threshold, layer.resets[part.first : part.first + part.steps],
             first, last, space.u[layer.name][: part.samples], space.v[layer.name][: part.samples],
             space.frames[layer.name][: part.samples], self.plan.history[layer.name],
         )  # fmt: skip
 
-    def _bias(self, layer: Layer, part: _Slice) -> Numbers:
+    def _bias(self, layer: Layer) -> Numbers:
         if self.plan.graph.input.biases != layer.name:
             return layer.bias
-        return np.ascontiguousarray(self._shown(part) << STATE_EXP, dtype=layer.state)
+        return np.ascontiguousarray(self._shown.astype(layer.state) << STATE_EXP)

@@ -97,9 +97,9 @@ class FastEngine:
         samples = images.shape[1 if self.graph.input.over_time(images) else 0]
         recorded = self._recordings(record, samples)
         threads = max(1, min(self.threads, samples))
-        memory = self.memory - sum(spikes.size for spikes in recorded.values())
-        extent = choose_extent(self._plan, -(-samples // threads) or 1, memory // threads)
         potential = np.zeros((samples, self.graph.output.size), np.int64)
+        memory = self.memory - potential.nbytes - sum(spikes.nbytes for spikes in recorded.values())
+        extent = choose_extent(self._plan, -(-samples // threads) or 1, memory // threads)
         chunks = iter([slice(start, start + extent.samples) for start in range(0, samples, extent.samples)])
         runners = [Runner(self._plan, self._fans, extent) for _ in range(threads)]
 

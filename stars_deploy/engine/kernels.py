@@ -88,7 +88,7 @@ def _mark_touched(
         for first in range(spans[3 * span], spans[3 * span + 1], _MARKED):
             part[0] = first
             part[1] = min(first + _MARKED, spans[3 * span + 1])
-            mark_rows(units, touched, at, nonzero, table, rows, part, 1)
+            mark_rows(units, False, touched, at, nonzero, table, rows, part, 1)
             # A few events mostly touch all: then the others do not matter.
             marks, joint = touched[at : at + held], np.uint8(1)
             for output in range(held):
@@ -99,8 +99,8 @@ def _mark_touched(
 
 @compiled
 def project_frame(
-    units: Any, graded: bool, frame: Any, shape: Any, tables: Any, nonzero: Any, zeros: Any, out: Any, touched: Any,
-    rows: Any, ends: Any, by: Any, spans: Any,
+    units: Any, graded: bool, fresh: bool, frame: Any, shape: Any, tables: Any, nonzero: Any, zeros: Any, out: Any,
+    touched: Any, rows: Any, ends: Any, by: Any, spans: Any,
 ) -> None:  # fmt: skip
     """Add what one frame of the source makes in one frame of the target.
 
@@ -110,6 +110,8 @@ def project_frame(
         Its length times 16 is the number of lanes: outputs of a block.
     graded : bool
         Whether the frame holds values; otherwise what is not 0 is a spike.
+    fresh : bool
+        Whether ``out`` and ``touched`` are overwritten; only for one group, whose pixels are written in their order.
     frame : array, (source pixels * source channels,)
     shape : array of int64
         See :data:`stars_deploy.engine.plan.GEOMETRY`.
@@ -140,7 +142,7 @@ def project_frame(
     size = kernel_y * kernel_x * width * lanes
     for group in range(groups):
         _list_spikes(frame, pixels, channels, group * width, width, rows, ends)
-        if ends[pixels] == 0:
+        if ends[pixels] == 0 and not fresh:
             continue
         if graded:
             _list_values(frame, rows, ends, pixels, channels, group * width, width, by)
@@ -152,26 +154,26 @@ def project_frame(
                 count, events = _find_spans(
                     top, low, high, dilate_y, left, dilate_x, source_x, kernel_x, width, ends, spans
                 )
-                if events == 0:
+                if events == 0 and not fresh:
                     continue
                 for block in range(blocks):
                     at = (y * target_x + x) * targets + group * outputs + block * lanes
                     held = min(lanes, outputs - block * lanes)
                     table = (group * blocks + block) * size
                     if graded:
-                        add_scaled_rows(units, out, at, tables, table, rows, spans, count, by)
+                        add_scaled_rows(units, fresh, out, at, tables, table, rows, spans, count, by)
                     else:
-                        add_rows(units, out, at, tables, table, rows, spans, count)
-                    if events > zeros[group * blocks + block]:
-                        touched[at : at + held] = 1
-                    else:
+                        add_rows(units, fresh, out, at, tables, table, rows, spans, count)
+                    if fresh or events > zeros[group * blocks + block]:
+                        touched[at : at + held] = events > zeros[group * blocks + block]
+                    if 0 < events <= zeros[group * blocks + block]:
                         _mark_touched(units, nonzero, table, rows, spans, count, touched, at, held)
 
 
 @compiled
 def project_frames(
-    units: Any, graded: bool, source: Any, first: int, last: int, back: int, ahead: int, shape: Any, tables: Any,
-    nonzero: Any, zeros: Any, activation: Any, touched: Any, rows: Any, ends: Any, by: Any, spans: Any,
+    units: Any, graded: bool, fresh: bool, source: Any, first: int, last: int, back: int, ahead: int, shape: Any,
+    tables: Any, nonzero: Any, zeros: Any, activation: Any, touched: Any, rows: Any, ends: Any, by: Any, spans: Any,
 ) -> None:  # fmt: skip
     """Apply :func:`project_frame` to frames of a batch: timesteps [first, last) of the target.
 
@@ -181,7 +183,7 @@ def project_frames(
     for sample in range(len(source)):
         for step in range(first, last):
             project_frame(
-                units, graded, source[sample, step + back], shape, tables, nonzero, zeros,
+                units, graded, fresh, source[sample, step + back], shape, tables, nonzero, zeros,
                 activation[sample, step + ahead], touched[sample, step + ahead], rows, ends, by, spans,
             )  # fmt: skip
 

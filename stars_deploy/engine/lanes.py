@@ -22,7 +22,7 @@ _INDEX = ir.IntType(64)
 
 @intrinsic  # type: ignore[untyped-decorator]
 def add_rows(  # numba's typing context comes first
-    typingctx: Any, units: Any, acc: Any, at: Any, table: Any, base: Any, rows: Any, spans: Any, count: Any
+    typingctx: Any, units: Any, fresh: Any, acc: Any, at: Any, table: Any, base: Any, rows: Any, spans: Any, count: Any
 ) -> Any:
     """Add the table rows of some spans of events to L lanes of an accumulator.
 
@@ -32,6 +32,8 @@ def add_rows(  # numba's typing context comes first
     ----------
     units : tuple of L / 16 values
         L lanes.
+    fresh : bool
+        Whether to begin with 0 and not with what the accumulator holds.
     acc, table : one-dimensional arrays of one type
     at, base : int
     rows : array of int32
@@ -44,7 +46,17 @@ def add_rows(  # numba's typing context comes first
 
 @intrinsic  # type: ignore[untyped-decorator]
 def add_scaled_rows(
-    typingctx: Any, units: Any, acc: Any, at: Any, table: Any, base: Any, rows: Any, spans: Any, count: Any, by: Any
+    typingctx: Any,
+    units: Any,
+    fresh: Any,
+    acc: Any,
+    at: Any,
+    table: Any,
+    base: Any,
+    rows: Any,
+    spans: Any,
+    count: Any,
+    by: Any,
 ) -> Any:
     """:func:`add_rows` with each row multiplied by ``by[e]``, an array of the accumulator's type."""
     return _signature(units, acc, table, rows, spans, by), _emit_fold(units.count * UNIT, _add, scaled=True)
@@ -52,7 +64,7 @@ def add_scaled_rows(
 
 @intrinsic  # type: ignore[untyped-decorator]
 def mark_rows(
-    typingctx: Any, units: Any, acc: Any, at: Any, table: Any, base: Any, rows: Any, spans: Any, count: Any
+    typingctx: Any, units: Any, fresh: Any, acc: Any, at: Any, table: Any, base: Any, rows: Any, spans: Any, count: Any
 ) -> Any:
     """:func:`add_rows` with a bitwise or in place of the sum."""
     return _signature(units, acc, table, rows, spans), _emit_fold(units.count * UNIT, _join)
@@ -60,7 +72,7 @@ def mark_rows(
 
 def _signature(units: Any, acc: Any, table: Any, rows: Any, spans: Any, *more: Any) -> Any:
     index = types.intp
-    return types.void(units, acc, index, table, index, rows, spans, index, *more)
+    return types.void(units, types.boolean, acc, index, table, index, rows, spans, index, *more)
 
 
 class _Loop:
@@ -93,17 +105,18 @@ def _emit_fold(lanes: int, combine: Callable[..., Any], *, scaled: bool = False)
     """Return the code generator: over all spans and their events, with the accumulator as one vector value."""
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        kind = signature.args[1].dtype
+        kind = signature.args[2].dtype
         vector = ir.VectorType(context.get_data_type(kind), lanes)
 
         def data(place: int) -> Any:
             return context.make_array(signature.args[place])(context, builder, values[place]).data
 
-        acc, table, rows, spans = data(1), data(3), data(5), data(6)
-        scales = data(8) if scaled else None
-        at, base, count = values[2], values[4], values[7]
+        acc, table, rows, spans = data(2), data(4), data(6), data(7)
+        scales = data(9) if scaled else None
+        fresh, at, base, count = values[1], values[3], values[5], values[8]
         place = _vector_at(builder, acc, at, vector)
-        outer = _Loop(builder, ir.Constant(_INDEX, 0), count, _load(builder, place, kind))
+        start = builder.select(fresh, ir.Constant(vector, None), _load(builder, place, kind))
+        outer = _Loop(builder, ir.Constant(_INDEX, 0), count, start)
         entry = builder.gep(spans, [builder.mul(outer.index, ir.Constant(_INDEX, 3))])
         first, last, shift = (builder.load(builder.gep(entry, [ir.Constant(_INDEX, part)])) for part in range(3))
         inner = _Loop(builder, first, last, outer.value)

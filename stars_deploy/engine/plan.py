@@ -49,6 +49,11 @@ class Window:
     nonzero: npt.NDArray[np.uint8]
     zeros: IntArray
 
+    @property
+    def alone(self) -> bool:
+        """Whether there is one group only, so that its lanes run into no other's outputs."""
+        return int(self.shape[14]) == 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Synapses:

@@ -59,8 +59,9 @@ class Tally:
             begin = first + wire.delay
             sums = self._sums[wire.projection.target]
             kind = "input" if wire.projection.source == source else "spike"
-            sums[kind][begin : begin + len(arriving)] += arriving @ effective
-            sums["dense"][begin : begin + len(arriving)] += arriving @ stored
+            for step, messages in enumerate(arriving, start=begin):  # one by one: NumPy widens what it multiplies
+                sums[kind][step] += messages @ effective
+                sums["dense"][step] += messages @ stored
         for layer in self._plan.layers:
             self._sums[layer.name]["spikes"][first : first + steps] += self.emitted[layer.name][:steps].sum(
                 axis=1, dtype=np.int64

@@ -42,16 +42,23 @@ def choose_extent(plan: Plan, samples: int, memory: int) -> Extent:
 
 
 def _bytes_of(plan: Plan, steps: int) -> tuple[int, int]:
-    """Return the bytes of a workspace that all samples share (counters), and those of each sample."""
+    """Return the bytes that a thread needs for all of its samples together, and those for each sample."""
     source = plan.graph.input
-    shared = 4 * steps * (source_size := int(np.prod(source.shape)))
-    each = 8 * source_size * (plan.history[source.name] + 2 * steps)
+    pixels, widest = int(np.prod(source.shape)), _widest(plan)
+    # Counters; room for the events of a frame; a row of counters as the wider integers that it is multiplied in.
+    shared = 4 * steps * pixels + widest * (4 + 8 + 16 + 8)
+    # What the input sent, the image as it came and as it is laid out, and where it is not 0.
+    each = 4 * pixels * (plan.history[source.name] + steps) + (8 + 4 + 1) * pixels * steps
     for layer in plan.layers:
-        size, states = layer.population.size, np.dtype(layer.state).itemsize
-        shared += 4 * steps * size
-        each += size * (plan.history[layer.name] + steps + 2 * states)
-        each += size * states * steps * (source.biases == layer.name)
+        size, history, states = layer.population.size, plan.history[layer.name], np.dtype(layer.state).itemsize
+        shared += 4 * steps * size + 64 * plan.graph.timesteps
+        each += size * (2 * history + steps + 2 * states)
+        each += size * (states + 8) * steps * (source.biases == layer.name)
     return shared, each + sum(_scratch_bytes(plan, slot, steps) for slot in range(max(map(len, plan.blocks))))
+
+
+def _widest(plan: Plan) -> int:
+    return max(int(np.prod(plan.graph.shape_of(name))) for name in plan.history)
 
 
 def _scratch_bytes(plan: Plan, slot: int, steps: int) -> int:
@@ -93,7 +100,7 @@ class Workspace:
             {layer.name: np.zeros((samples, layer.population.size), layer.state) for layer in plan.layers}
             for _ in range(2)
         )
-        widest = max(sizes.values())
+        widest = _widest(plan)
         self.rows, self.ends = np.empty(widest + 1, np.int32), np.empty(widest + 1, np.int64)
         self.by = {np.dtype(layer.sums): np.empty(widest + 1, layer.sums) for layer in plan.layers}
         runs = [w.shape[6] * w.shape[7] for layer in plan.layers for w in layer.wirings if isinstance(w, Window)]
@@ -102,12 +109,11 @@ class Workspace:
         self._scratch = [np.empty(samples * _scratch_bytes(plan, slot, steps), np.uint8) for slot in slots]
 
     def activation(self, slot: int, layer: Layer, samples: int, frames: int) -> tuple[Numbers, Numbers]:
-        """Return the activation and the touched marks of a layer, (samples, frames, neurons + slack), all 0."""
+        """Return room for the activation and the touched marks of a layer, (samples, frames, neurons + slack)."""
         count = samples * frames * (layer.population.size + layer.slack)
         width = np.dtype(layer.sums).itemsize
         shape = (samples, frames, layer.population.size + layer.slack)
         used = self._scratch[slot][: count * (width + 1)]
-        used[:] = 0
         return used[: count * width].view(layer.sums).reshape(shape), used[count * width :].reshape(shape)
 
     def start(self) -> None:
