@@ -6,6 +6,7 @@ The distiller may not import this module (import-linter checks it).
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,58 @@ def load_dataset(name: str, root: str | Path | None = None, *, train: bool = Fal
     return _image_folder(Path(root), train) if name == "folder" else _torchvision(name, Path(root), train)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Payloads:
+    """Inputs as the chip receives them: integers, nothing is scaled.
+
+    Parameters
+    ----------
+    name : str
+    inputs : array of int, (N, *shape), or (N, T, *shape) for a frame at each timestep [LSB]
+        Spikes (0 and 1), graded messages, or biases.
+    labels : array of int64, (N,), or None
+    """
+
+    name: str
+    inputs: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64] | None
+
+
+def load_payloads(name: str, limit: int | None = None) -> Payloads | None:
+    """Load the array ``payloads`` of an ``.npz``, with ``y_test`` where it has one; None if it has no such array.
+
+    Parameters
+    ----------
+    name : str
+        Path of the ``.npz``; other names have no payloads.
+    limit : int, optional
+        Only the first ones.
+
+    Raises
+    ------
+    DataError
+        If the archive is unreadable, the payloads are no integers, or there is not one label for each.
+    """
+    path = Path(name)
+    if path.suffix != ".npz" or not path.is_file() or not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if "payloads.npy" not in names:
+        return None
+    if limit is not None and limit < 1:
+        raise DataError(name, f"{limit} inputs asked for", "at least 1")
+    inputs, *more = _read_archive(path, ("payloads", "y_test") if "y_test.npy" in names else ("payloads",))
+    if not np.issubdtype(inputs.dtype, np.integer) or not inputs.size:
+        raise DataError(f"{path}:payloads", f"{inputs.dtype} {inputs.shape}", "integers, at least one sample")
+    for stored in more:
+        _check_labels(path, "y_test", stored)
+        if len(stored) != len(inputs):
+            raise DataError(f"{path}:y_test", f"{len(stored)} labels", f"{len(inputs)}, one for each of payloads")
+    labels = more[0][:limit].astype(np.int64) if more else None
+    return Payloads(name=path.stem, inputs=inputs[:limit].astype(np.int64), labels=labels)
+
+
 def _digits(train: bool) -> EvaluationSet:
     from sklearn.datasets import load_digits
 
@@ -166,29 +219,35 @@ def _image_folder(root: Path, train: bool) -> EvaluationSet:
 
 def _archive(path: Path, train: bool) -> EvaluationSet:
     keys = ("x_train", "y_train") if train else ("x_test", "y_test")
+    images, labels = _read_archive(path, keys)
+    _check_labels(path, keys[1], labels)
+    if images.ndim == 3:
+        images = images[:, None]
+    classes = tuple(str(index) for index in range(int(labels.max()) + 1))
+    return _from_arrays(path.stem, images, labels, classes)
+
+
+def _read_archive(path: Path, keys: tuple[str, ...]) -> list[npt.NDArray[Any]]:
     try:
         existing_file(path)
         with np.load(path, allow_pickle=False) as archive:
             missing = [key for key in keys if key not in archive]
             if missing:
-                raise DataError(str(path), f"holds {list(archive)}", f"{keys[0]} and {keys[1]}")
-            images, labels = (_stored_array(path, archive, key) for key in keys)
+                raise DataError(str(path), f"holds {list(archive)}", " and ".join(keys))
+            return [_stored_array(path, archive, key) for key in keys]
     except DataError:
         raise
     except StarsDeployError as error:
         raise DataError(error.where, error.got, error.allowed, error.remedy) from error
     except Exception as error:  # a damaged zip raises whatever its decoder met first
-        raise DataError(str(path), f"not a readable .npz ({error})", f"arrays {keys[0]} and {keys[1]}") from error
-    if images.ndim == 3:
-        images = images[:, None]
+        raise DataError(str(path), f"not a readable .npz ({error})", f"arrays {' and '.join(keys)}") from error
+
+
+def _check_labels(path: Path, key: str, labels: npt.NDArray[Any]) -> None:
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1 or not labels.size:
-        raise DataError(f"{path}:{keys[1]}", f"{labels.dtype} {labels.shape}", "integers, one for each image")
+        raise DataError(f"{path}:{key}", f"{labels.dtype} {labels.shape}", "integers, one for each image")
     if not 0 <= int(labels.min()) <= int(labels.max()) < MOST_CLASSES:
-        raise DataError(
-            f"{path}:{keys[1]}", f"labels from {labels.min()} to {labels.max()}", f"0 to {MOST_CLASSES - 1}"
-        )
-    classes = tuple(str(index) for index in range(int(labels.max()) + 1))
-    return _from_arrays(path.stem, images, labels, classes)
+        raise DataError(f"{path}:{key}", f"labels from {labels.min()} to {labels.max()}", f"0 to {MOST_CLASSES - 1}")
 
 
 def _stored_array(path: Path, archive: Any, key: str) -> npt.NDArray[Any]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stars_deploy.data import EvaluationSet, load_dataset
+from stars_deploy.data import EvaluationSet, load_dataset, load_payloads
 from stars_deploy.errors import DataError
 
 
@@ -185,3 +185,47 @@ def test_compressed_idx_alone_is_refused(tmp_path):
         file.unlink()
     with pytest.raises(DataError, match=r"download the set with torchvision"):
         load_dataset("fashion-mnist", tmp_path)
+
+
+# ---------------------------------------------------------------- payloads
+
+
+def test_payloads_are_taken_as_they_are(tmp_path):
+    file = tmp_path / "events.npz"
+    frames = np.random.default_rng(0).integers(-9, 300, (5, 4, 2, 3, 3)).astype(np.int16)
+    np.savez(file, payloads=frames, y_test=np.array([0, 1, 2, 1, 0]))
+    found = load_payloads(str(file), 3)
+    assert found.name == "events" and found.inputs.dtype == np.int64
+    np.testing.assert_array_equal(found.inputs, frames[:3])
+    np.testing.assert_array_equal(found.labels, [0, 1, 2])
+    np.savez(file, payloads=frames)
+    assert load_payloads(str(file)).labels is None
+
+
+def test_what_is_no_payload_is_left_to_the_others(tmp_path):
+    np.savez(tmp_path / "images.npz", x_test=np.zeros((1, 1, 2, 2)), y_test=[0])
+    (tmp_path / "text.npz").write_text("no zip")
+    for name in ("digits", str(tmp_path / "images.npz"), str(tmp_path / "text.npz"), str(tmp_path / "none.npz")):
+        assert load_payloads(name) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"payloads": np.zeros((2, 3))}, "payloads.*float64"),
+        ({"payloads": np.zeros((0, 3), int)}, "at least one sample"),
+        ({"payloads": np.zeros((2, 3), int), "y_test": [0]}, "1 labels"),
+        ({"payloads": np.zeros((2, 3), int), "y_test": [0.0, 1.0]}, "y_test.*float64"),
+        ({"payloads": np.zeros((2, 3), int), "y_test": [0, -1]}, "labels from -1"),
+    ],
+)
+def test_bad_payloads_are_refused(tmp_path, content, message):
+    np.savez(tmp_path / "bad.npz", **content)
+    with pytest.raises(DataError, match=message):
+        load_payloads(str(tmp_path / "bad.npz"))
+
+
+def test_at_least_one_payload_must_be_asked_for(tmp_path):
+    np.savez(tmp_path / "a.npz", payloads=np.zeros((2, 3), int))
+    with pytest.raises(DataError, match="0 inputs"):
+        load_payloads(str(tmp_path / "a.npz"), 0)

@@ -378,6 +378,23 @@ def test_spikes_are_recorded_on_request(built, tmp_path):
         simulate_model(directory, limit=2, recording=recording, engine=EngineChoice(name="reference"))
 
 
+def test_payloads_are_run_as_they_are(built, tmp_path):
+    directory, file = built[0].directory, tmp_path / "payloads.npz"
+    graph, data = load_quantized(directory / "model.npz"), load_dataset("digits").first(20)
+    payloads = graph.input.quantize(data.images)
+    expected = simulate_model(directory, limit=20).summary
+    for inputs in (payloads, np.repeat(payloads[:, None], graph.timesteps, axis=1)):
+        np.savez(file, payloads=inputs, y_test=data.labels)
+        recording = Recording(layers=("lif1",), out=tmp_path / "spikes.npz")
+        summary = simulate_model(directory, data=str(file), recording=recording).summary
+        assert summary["counts"] == expected["counts"] and summary["accuracy"] == expected["accuracy"]
+        with np.load(tmp_path / "spikes.npz") as written:
+            np.testing.assert_array_equal(written["lif1"], run_reference(graph, payloads).spikes["lif1"])
+    np.savez(file, payloads=payloads + 300)
+    with pytest.raises(StarsDeployError, match="300"):
+        simulate_model(directory, data=str(file))
+
+
 def test_how_to_read_is_only_for_net_files(built):
     with pytest.raises(ConfigError, match=r"only for a \.net"):
         simulate_model(built[0].directory, reading=Reading(timing="pipelined"))

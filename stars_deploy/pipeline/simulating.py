@@ -11,6 +11,7 @@ import numpy as np
 
 from stars_deploy.artifacts import write_arrays
 from stars_deploy.comparison import estimate_cost, summarize_cost
+from stars_deploy.data import load_payloads
 from stars_deploy.engine import DEFAULT_MEMORY, FastEngine
 from stars_deploy.errors import ConfigError, TargetError
 from stars_deploy.export.bounds import find_overflow
@@ -97,7 +98,8 @@ def simulate_model(
     ----------
     path : path
     data, root, limit
-        Evaluation set; by default that of the build, else held-out synthetic images, else noise (counts only).
+        Evaluation set, or an ``.npz`` of payloads (:func:`stars_deploy.data.load_payloads`); by default the set of the
+        build, else held-out synthetic images, else noise (counts only).
     timesteps : int, optional
         In place of the network's own.
     reading : Reading, optional
@@ -155,6 +157,8 @@ def _record(
     everything = [population.name for population in graph.populations]
     names = everything if tuple(recording.layers) == ("all",) else list(recording.layers)
     images = samples.images if np.issubdtype(samples.images.dtype, np.integer) else graph.input.quantize(samples.images)
+    if graph.input.fits(images.shape) and graph.input.over_time(images):
+        images = images.swapaxes(0, 1)
     with watch.stage("record"):
         run = FastEngine(graph, threads=choice.threads, memory=choice.memory).run(images, record=names)
         write_arrays(recording.out, {**run.spikes, "potential": run.potential})
@@ -162,6 +166,9 @@ def _record(
 
 
 def _simulated_on(model: Model, data: str | None, root: str | None, limit: int | None) -> Samples:
+    payloads = None if data is None else load_payloads(data, limit)
+    if payloads is not None:
+        return Samples(images=payloads.inputs, labels=payloads.labels, source=payloads.name)
     evaluated = evaluation_set(model, data, root, limit)
     if evaluated is None:
         return distinct_samples(model, None, limit or NOISE_SAMPLES)
