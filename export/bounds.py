@@ -114,7 +114,7 @@ def bound_states(
         Range of what the input adds to the bias.
     """
     bias_low, bias_high = ((population.bias + pixel) << STATE_EXP for pixel in image)
-    threshold = population.vth << STATE_EXP
+    threshold = np.left_shift(population.vth, STATE_EXP)
     u_low = u_high = v_low = v_high = np.zeros(population.shape, np.int64)
     # Extremes only grow: should int64 overflow in a later timestep, the first one beyond the limit still counts.
     extremes = [0, 0, 0, 0]

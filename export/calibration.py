@@ -178,7 +178,7 @@ def _quantized_current(graph: QuantizedGraph, layer: FloatLayer, values: FloatAr
     """
     scale = graph.output.scale
     if isinstance(layer.neuron, LIF):
-        scale = graph.output.vth / layer.neuron.v_threshold
+        scale = float(np.max(graph.output.vth)) / layer.neuron.v_threshold
     weight: FloatArray = graph.projections[-1].weight / scale
     bias: FloatArray = graph.output.bias / scale
     if layer.source == graph.input.name:

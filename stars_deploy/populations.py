@@ -124,7 +124,7 @@ class QuantizedInput:
 
 @dataclass(frozen=True, kw_only=True)
 class Population:
-    """Neurons that share a threshold.
+    """Neurons of one kind: a layer.
 
     Parameters
     ----------
@@ -134,8 +134,8 @@ class Population:
     decay_u, decay_v : int, or array of int of ``shape``
         Current and membrane decay, 0 (keep all) to 4096 (keep nothing), in units of 1/4096; one for the population or
         one for each neuron. An array of equal values is kept as that value.
-    vth : int
-        Threshold mantissa, 0 to 2**17; the last never fires. Compared as ``v > vth << 6``.
+    vth : int, or array of int of ``shape``
+        Threshold mantissa, 0 to 2**17; the last never fires. Compared as ``v > vth << 6``. One or many, as decays.
     bias : array of int, of ``shape``
         Added (``<< 6``) to the membrane at every timestep; signed 16-bit.
     reset_interval, reset_offset : int
@@ -149,7 +149,7 @@ class Population:
     shape: tuple[int, ...]
     decay_u: Union[int, IntArray] = DECAY_ONE
     decay_v: Union[int, IntArray] = 0
-    vth: int = VTH_NEVER
+    vth: Union[int, IntArray] = VTH_NEVER
     bias: IntArray
     reset_interval: int = 0
     reset_offset: int = 0
@@ -157,9 +157,8 @@ class Population:
 
     def __post_init__(self) -> None:
         _check_shape(self.name, self.shape)
-        for name in ("decay_u", "decay_v"):
-            object.__setattr__(self, name, self._checked_decay(name))
-        check_range(self.vth, 0, VTH_NEVER, f"{self.name}.vth")
+        for name, high in (("decay_u", DECAY_ONE), ("decay_v", DECAY_ONE), ("vth", VTH_NEVER)):
+            object.__setattr__(self, name, self._one_or_many(name, high))
         bias = whole_numbers(self.bias, f"{self.name}.bias")
         if bias.shape != tuple(self.shape):
             raise QuantizationError(f"{self.name}.bias", f"shape {bias.shape}", f"{self.shape}")
@@ -169,13 +168,13 @@ class Population:
             got = f"reset_interval {self.reset_interval}, reset_offset {self.reset_offset}"
             raise QuantizationError(self.name, got, "0 or more timesteps")
 
-    def _checked_decay(self, name: str) -> Union[int, IntArray]:
+    def _one_or_many(self, name: str, high: int) -> Union[int, IntArray]:
         where = f"{self.name}.{name}"
-        decay = whole_numbers(getattr(self, name), where)
-        check_range(decay, 0, DECAY_ONE, where)
-        if decay.ndim and decay.shape != tuple(self.shape):
-            raise QuantizationError(where, f"shape {decay.shape}", f"one value, or {self.shape}")
-        return decay if decay.size > 1 and decay.min() != decay.max() else int(decay.flat[0])
+        values = whole_numbers(getattr(self, name), where)
+        check_range(values, 0, high, where)
+        if values.ndim and values.shape != tuple(self.shape):
+            raise QuantizationError(where, f"shape {values.shape}", f"one value, or {self.shape}")
+        return values if values.size > 1 and values.min() != values.max() else int(values.flat[0])
 
     @property
     def size(self) -> int:
@@ -185,7 +184,7 @@ class Population:
     @property
     def fires(self) -> bool:
         """Whether any membrane potential can exceed the threshold."""
-        return self.vth < VTH_NEVER
+        return bool(np.min(self.vth) < VTH_NEVER)
 
     @property
     def leaks_current(self) -> bool:

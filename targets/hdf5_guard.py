@@ -7,7 +7,7 @@ hold, types that are not plain numbers or text, and numbers that are not whole.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import h5py
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from stars_deploy.errors import FormatError
 from stars_deploy.quantized import IntArray
 
-#: Most values that one dataset may hold; a dense layer of 8,192 x 8,192.
+#: Most values that all datasets of a file may hold together; a dense layer of 8,192 x 8,192, 512 MiB of int64.
 MAX_VALUES = 1 << 26
 #: Most whole-number magnitude that is read; every field of a NetX file is narrower.
 MAX_MAGNITUDE = 1 << 31
@@ -27,6 +27,13 @@ _FILTERS = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z
 _DAMAGED = "the file is damaged or truncated: copy or write it again"
 
 
+@dataclass(kw_only=True)
+class Allowance:
+    """How many values may still be read from a file, over all its datasets."""
+
+    values: int = MAX_VALUES
+
+
 @dataclass(frozen=True, kw_only=True)
 class GuardedGroup:
     """A group of an open file, its place in the file for messages, and the size of the file [bytes]."""
@@ -35,6 +42,7 @@ class GuardedGroup:
     name: str
     node: h5py.Group
     file_size: int
+    left: Allowance = field(default_factory=Allowance)
 
     def error(self, name: str, got: object, allowed: str = "", remedy: str = "") -> FormatError:
         """Return the error for the member called `name` (or for the group itself if it is empty)."""
@@ -60,16 +68,35 @@ class GuardedGroup:
         if not isinstance(node, h5py.Group):
             raise self.error(name, "a dataset", "a group")
         place = f"{self.name}/{name}" if self.name else name
-        return GuardedGroup(file=self.file, name=place, node=node, file_size=self.file_size)
+        return GuardedGroup(file=self.file, name=place, node=node, file_size=self.file_size, left=self.left)
 
-    def numbers(self, name: str) -> IntArray:
-        """Return a dataset of whole numbers."""
+    def is_group(self, name: str) -> bool:
+        """Whether there is a member called `name`, and it is a group."""
+        return name in self and isinstance(self._member(name), h5py.Group)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a dataset of numbers as its header says it; nothing is read."""
+        return tuple(int(size) for size in self._dataset(name).shape or ())
+
+    def numbers(self, name: str, most: int = MAX_VALUES, integers: bool = False) -> IntArray:
+        """Return a dataset of whole numbers.
+
+        Parameters
+        ----------
+        name : str
+        most : int
+            Most values that are read.
+        integers : bool
+            Refuse whole numbers that are stored as floats.
+        """
         node = self._dataset(name)
         if node.dtype.kind not in "iufb":
             raise self.error(name, f"dtype {node.dtype}", "numbers")
+        if integers and node.dtype.kind == "f":
+            raise self.error(name, f"dtype {node.dtype}", "integers: Lava fails on others here", "store it as integers")
         stored = node.id.get_storage_size()
-        if node.size is None or not 0 < node.size <= MAX_VALUES:
-            raise self.error(name, f"shape {node.shape}", f"1 to {MAX_VALUES} values")
+        if node.size is None or not 0 < node.size <= most:
+            raise self.error(name, f"shape {node.shape}", f"1 to {most} values")
         self._check_chunks(name, node)
         if stored > self.file_size or node.size * node.dtype.itemsize > stored * MAX_COMPRESSION:
             raise self.error(
@@ -77,19 +104,21 @@ class GuardedGroup:
                 f"shape {node.shape} claims more than the {stored} bytes stored in a file of {self.file_size}",
                 remedy=_DAMAGED,
             )
+        if node.size > self.left.values:
+            raise self.error(name, f"shape {node.shape}", f"{MAX_VALUES} values in all datasets of a file together")
+        self.left.values -= node.size
         values = np.asarray(node[()])
         if not np.isfinite(values).all():
             raise self.error(name, "NaN or infinite values", "whole numbers")
-        if (values != np.rint(values)).any() or (np.abs(values.astype(np.float64)) > MAX_MAGNITUDE).any():
-            raise self.error(name, f"values from {values.min()} to {values.max()}", "whole numbers below 2**31")
+        low, high = values.min(), values.max()
+        whole = values.dtype.kind != "f" or bool((values == np.rint(values)).all())
+        if not whole or low < -MAX_MAGNITUDE or high > MAX_MAGNITUDE:
+            raise self.error(name, f"values from {low} to {high}", "whole numbers below 2**31")
         return values.astype(np.int64)
 
     def number(self, name: str) -> int:
         """Return a dataset of one whole number."""
-        values = self.numbers(name)
-        if values.size != 1:
-            raise self.error(name, f"{values.size} values", "one value for the whole population")
-        return int(values.reshape(-1)[0])
+        return int(self.numbers(name, 1).reshape(-1)[0])
 
     def text(self, name: str) -> str:
         """Return a dataset of one short ASCII text."""

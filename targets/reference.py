@@ -54,7 +54,7 @@ def run_reference(graph: QuantizedGraph, images: IntArray) -> SpikeRecord:
         If the images do not fit the graph's input.
     """
     check_images(graph, images)
-    frames = present(graph, images)
+    frames = present(graph, images.astype(np.int64))
     batch = frames.shape[1]
     emitted: dict[str, list[IntArray]] = {graph.input.name: list(frames)}
     emitted.update({population.name: [] for population in graph.populations})
@@ -74,7 +74,7 @@ def run_reference(graph: QuantizedGraph, images: IntArray) -> SpikeRecord:
             current[name], membrane[name], spikes = update(population, current[name], membrane[name], activation, bias)
             emitted[name].append(spikes)
     spikes_of = {p.name: np.stack(emitted[p.name]).astype(bool) for p in graph.populations}
-    return SpikeRecord(spikes=spikes_of, potential=membrane[graph.output.name].reshape(batch, -1))
+    return SpikeRecord(spikes=spikes_of, potential=membrane[graph.output.name].reshape(batch, graph.output.size))
 
 
 def check_images(graph: QuantizedGraph, images: IntArray) -> None:
@@ -108,7 +108,7 @@ def update(
     u = np.where(u > STATE_LIMIT, u - 2 * STATE_LIMIT, np.where(u <= -STATE_LIMIT, u + 2 * STATE_LIMIT, u))
     v = decayed(v, population.decay_v) + u + (bias << STATE_EXP)
     v = np.clip(v, -(STATE_LIMIT - 1), STATE_LIMIT - 1)
-    spikes = v > (population.vth << STATE_EXP)
+    spikes = v > np.left_shift(population.vth, STATE_EXP)
     return u, np.where(spikes, 0, v), spikes.astype(np.int64)
 
 

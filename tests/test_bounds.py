@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import random_graphs
+from graph_features import observed_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,22 +36,28 @@ def truncated(state, decay):
 
 def extremes(graph, images):
     """Smallest and largest current and membrane (before its reset) of each population, on unlimited integers."""
-    shapes = {p.name: (len(images), *p.shape) for p in graph.populations}
+    frames = images if graph.input.over_time(images) else np.stack([images] * graph.timesteps)
+    shapes = {p.name: (frames.shape[1], *p.shape) for p in graph.populations}
     u, v = ({name: np.zeros(shape, np.int64) for name, shape in shapes.items()} for _ in range(2))
-    emitted = {graph.input.name: [images] * graph.timesteps, **{name: [] for name in shapes}}
+    emitted = {graph.input.name: list(frames), **{name: [] for name in shapes}}
     found = {name: [0, 0, 0, 0] for name in shapes}
     for step in range(graph.timesteps):
         for p in graph.populations:
+            if p.reset_interval and (step + 1) % p.reset_interval == p.reset_offset % p.reset_interval:
+                u[p.name], v[p.name] = 0 * u[p.name], 0 * v[p.name]
             activation = np.zeros(shapes[p.name], np.int64)
             for projection in graph.into(p.name):
-                if step >= projection.delay:
-                    activation += project(projection, emitted[projection.source][step - projection.delay])
+                for delay, synapses in projection.by_delay():
+                    if step >= delay:
+                        activation += project(synapses, emitted[projection.source][step - delay])
+            bias = p.bias + (frames[step] if graph.input.biases == p.name else 0)
             u[p.name] = truncated(u[p.name], p.decay_u) + 64 * activation
-            v[p.name] = truncated(v[p.name], p.decay_v) + u[p.name] + 64 * p.bias
+            v[p.name] = truncated(v[p.name], p.decay_v) + u[p.name] + 64 * bias
             low_u, high_u, low_v, high_v = found[p.name]
             found[p.name] = [min(low_u, u[p.name].min()), max(high_u, u[p.name].max()),
                              min(low_v, v[p.name].min()), max(high_v, v[p.name].max())]  # fmt: skip
-            spikes = v[p.name] > 64 * p.vth
+            # The highest threshold is the limit itself, which no clipped membrane exceeds.
+            spikes = (v[p.name] > 64 * p.vth) & (64 * p.vth < LIMIT)
             v[p.name] = np.where(spikes, 0, v[p.name])
             emitted[p.name].append(spikes.astype(np.int64))
     return found
@@ -92,6 +101,17 @@ def graphs(draw):
     )
 
 
+def assert_within(graph, images):
+    for name, (u_low, u_high, v_low, v_high) in extremes(graph, images).items():
+        bounds = bound_population(graph, graph.population(name))
+        if bounds.utilization > 1 and np.max(graph.population(name).vth) == VTH_NEVER:
+            continue  # beyond the limit a membrane that never fires is clipped at its threshold, which here it is not
+        assert bounds.u_low <= u_low
+        assert u_high <= bounds.u_high
+        assert bounds.v_low <= v_low
+        assert v_high <= bounds.v_high
+
+
 @settings(max_examples=150, deadline=None)
 @given(graphs(), st.integers(0, 2**32 - 1))
 def test_no_state_leaves_its_interval(graph, seed):
@@ -99,12 +119,40 @@ def test_no_state_leaves_its_interval(graph, seed):
     high = 2**BITS - 1
     images = np.concatenate([rng.integers(0, high + 1, (4, 2, 3, 4)), high * rng.integers(0, 2, (12, 2, 3, 4)),
                              np.full((1, 2, 3, 4), high), np.zeros((1, 2, 3, 4), np.int64)])  # fmt: skip
-    for name, (u_low, u_high, v_low, v_high) in extremes(graph, images).items():
-        bounds = bound_population(graph, graph.population(name))
-        assert bounds.u_low <= u_low
-        assert u_high <= bounds.u_high
-        assert bounds.v_low <= v_low
-        assert v_high <= bounds.v_high
+    assert_within(graph, images)
+
+
+NARROW = st.sampled_from([(1, False), (4, False), (8, False), (8, True)])  # so that unlimited sums fit in 53 bits
+
+
+@settings(max_examples=200, deadline=None)
+@given(random_graphs.graphs(payload=NARROW, timesteps=st.integers(1, 12), width=1))
+def test_no_state_of_any_graph_leaves_its_interval(drawn):
+    """Resets, decays and delays of each neuron and synapse, loops, signed images, images that are biases."""
+    assert_within(*drawn)
+
+
+def test_where_the_proof_holds_nothing_wraps_or_clips():
+    """And where it does not, currents really wrap and membranes really clip, in both directions."""
+    overruns = {"current wraps up", "current wraps down", "membrane clips above", "membrane clips below"}
+    proven, really = Counter(), Counter()
+
+    @settings(max_examples=300, deadline=None, database=None, derandomize=True)
+    @given(random_graphs.graphs())
+    def check(drawn):
+        graph, images = drawn
+        try:
+            prove_bounds(graph)
+        except QuantizationError:
+            proven["no"] += 1
+            really.update(overruns & observed_run(graph, images)[1].keys())
+        else:
+            proven["yes"] += 1
+            assert not overruns & observed_run(graph, images)[1].keys()
+
+    check()
+    assert min(proven["yes"], proven["no"]) >= 60, proven
+    assert all(really[event] >= 20 for event in overruns), really
 
 
 def single(weight, bits=4, timesteps=5, **dynamics):
@@ -187,6 +235,46 @@ def test_a_membrane_that_would_clip_is_refused_and_really_clips():
         fewer = graph.with_timesteps(31)
         assert prove_bounds(fewer)["out"].utilization <= 1
         assert run_reference(fewer, image).potential[0, 0] == 31 * 64 * (bias + int(image[0, 0, 0, 0]))
+
+
+def test_bounds_of_decays_of_each_neuron():
+    # Three timesteps of 10 each: kept whole, halved, forgotten.
+    graph = single([[10], [10], [10]], bits=1, timesteps=3, decay_u=4096, decay_v=np.array([0, 2048, 4096]))
+    for neurons, largest in (([0, 1, 2], 30), ([1, 2], 17.5), ([2], 10)):
+        kept = replace(
+            graph,
+            populations=(
+                replace(
+                    graph.output,
+                    shape=(len(neurons),),
+                    bias=np.zeros(len(neurons), int),
+                    decay_v=np.array([0, 2048, 4096])[neurons],
+                ),
+            ),
+            projections=(replace(graph.projections[0], weight=np.full((len(neurons), 1), 10)),),
+        )
+        assert prove_bounds(kept)["out"].v_high == 64 * largest
+
+
+def test_bounds_of_a_signed_input_and_of_an_image_that_is_a_bias():
+    signed = replace(single([[3, -5]], timesteps=1), input=QuantizedInput(
+        name="image", shape=(1, 1, 2), precision=Precision(bits=8, signed=True)))  # fmt: skip
+    bounds = prove_bounds(signed)["out"]
+    assert (bounds.u_low, bounds.u_high) == (64 * (-128 * 3 - 127 * 5), 64 * (127 * 3 + 128 * 5))
+    reached = extremes(signed, np.array([[-128, 127], [127, -128]]).reshape(2, 1, 1, 2))["out"]
+    assert reached == [bounds.u_low, bounds.u_high, bounds.v_low, bounds.v_high]
+    source = QuantizedInput(name="image", shape=(2,), precision=Precision(bits=16, signed=True), biases="n")
+    neurons = Population(name="n", shape=(2,), bias=np.zeros(2, int))
+    biased = QuantizedGraph(input=source, populations=(neurons,), projections=(), timesteps=3)
+    bounds = prove_bounds(biased)["n"]
+    assert (bounds.u_low, bounds.u_high) == (0, 0)
+    assert (bounds.v_low, bounds.v_high) == (-3 * 64 * 2**15, 3 * 64 * (2**15 - 1))
+    image = np.array([[-(2**15), 2**15 - 1], [0, 1]])
+    assert extremes(biased, image)["n"] == [0, 0, bounds.v_low, bounds.v_high]
+    # A fifth timestep could pass 2**23, and does.
+    with pytest.raises(QuantizationError, match=r"n: accumulates up to 1\.25 times"):
+        prove_bounds(biased.with_timesteps(5))
+    assert run_reference(biased.with_timesteps(5), image).potential[0].tolist() == [1 - LIMIT, LIMIT - 1]
 
 
 def test_huge_weights_are_refused_instead_of_overflowing_the_proof():

@@ -1,18 +1,13 @@
-"""Lava itself against the reference, and nothing left running whatever happens."""
+"""The Lava target: Lava itself against the reference, what it says where it cannot run, and what it refuses."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
-import time
-import uuid
+from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +19,7 @@ from stars_deploy.targets import find_target
 from stars_deploy.targets import lava as lava_target
 from stars_deploy.targets.base import compare_records
 from stars_deploy.targets.lava import LavaTarget
-from stars_deploy.targets.lava.isolation import run_isolated
+from stars_deploy.targets.lava.runs import LavaRun, execute_runs
 from stars_deploy.targets.netx_limits import executed_dense
 from stars_deploy.targets.reference import run_reference
 from stars_deploy.verification import check_verified, verify_target
@@ -78,16 +73,26 @@ def saturated(_make_chain):
     )
 
 
+@pytest.fixture(scope="module")
+def executed(make_chain, make_images, tmp_path_factory):
+    """``executed[build]``: graph, images and Lava's record, all from one worker process."""
+    folder, cases = tmp_path_factory.mktemp("lava"), []
+    for build in (asymmetric, leaking, saturated):
+        graph, path = build(make_chain), folder / f"{build.__name__}.net"
+        find_target("lava").write(graph, path)
+        cases.append((build, graph, make_images(graph, 16, seed=1), path))
+    runs = [LavaTarget().run_of(path, images, graph.timesteps) for _, graph, images, path in cases]
+    records = execute_runs(runs, 300, "lava")
+    return {build: (graph, images, got) for (build, graph, images, _), got in zip(cases, records, strict=True)}
+
+
 @pytest.mark.lava
 @pytest.mark.parametrize("build", [asymmetric, leaking, saturated])
-def test_lava_equals_reference(build, make_chain, make_images, tmp_path):
-    graph, path = build(make_chain), tmp_path / "model.net"
-    images = make_images(graph, 16, seed=1)
-    find_target("lava").write(graph, path)
+def test_lava_equals_reference(build, executed):
+    graph, images, got = executed[build]
     expected = run_reference(graph, images)
     for population in graph.populations[:-1]:  # a silent or saturated layer would show nothing
         assert 0.02 < expected.spikes[population.name].mean() < 0.98, population.name
-    got = find_target("lava").execute(path, images, graph.timesteps)
     assert list(got.spikes) == [population.name for population in graph.populations]
     comparison = compare_records(expected, got)
     assert comparison.first is None, str(comparison.first)
@@ -101,7 +106,7 @@ def test_lava_equals_reference(build, make_chain, make_images, tmp_path):
 
 @pytest.mark.lava
 def test_single_timestep_and_binary_image(make_images, tmp_path):
-    """T = 1 resets at every step; a one-bit image keeps Lava's graded path."""
+    """T = 1 resets at every step; an image of one bit takes Lava's path for spikes that carry no payload."""
     weight = np.random.default_rng(0).integers(-50, 51, (5, 6))
     graph = QuantizedGraph(
         input=QuantizedInput(name="x", shape=(6,), precision=Precision(bits=1, signed=False)),
@@ -116,185 +121,71 @@ def test_single_timestep_and_binary_image(make_images, tmp_path):
     check_verified([verification])
 
 
-@pytest.mark.lava
-def test_dense_limits_are_those_of_lavas_own_functions():
-    """`executed_dense` against the functions that Lava's NetX and Dense process call, on edge cases and at random."""
-    code = """
+LAVAS_FUNCTIONS = """
 import contextlib, io, json, sys, warnings
 warnings.simplefilter("ignore")
 import numpy as np
 from lava.lib.dl.netx.utils import optimize_weight_bits
 from lava.utils.weightutils import clip_weights, determine_sign_mode, truncate_weights
 results = []
-for weight in json.load(sys.stdin):
+for weights, shifted_back in json.load(sys.stdin):
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            stored, bits, exponent, _ = optimize_weight_bits(np.array(weight))
-        mode = determine_sign_mode(stored)
-        kept = truncate_weights(clip_weights(stored, mode, num_bits=8), mode, bits)
-        results.append((kept / 2.0 ** -exponent).tolist() if exponent <= 0 else None)
+            stored, bits, exponent, _ = optimize_weight_bits(np.hstack(weights))
+        kept = []
+        for part in np.split(stored, [len(weights[0][0])], axis=1)[:len(weights)]:
+            mode = determine_sign_mode(part)
+            part = truncate_weights(clip_weights(part, mode, num_bits=8), mode, bits)
+            kept.append((part / 2.0 ** -exponent if shifted_back else part).tolist())
+        results.append(kept if exponent <= 0 else None)
     except OverflowError:
         results.append(None)
 print()
 json.dump(results, sys.stdout)
 """
+
+
+@pytest.mark.lava
+def test_dense_limits_are_those_of_lavas_own_functions():
+    """`executed_dense` against the functions that Lava's NetX and Dense process call, on edge cases and at random.
+
+    Pairs of matrices are recurrent layers; with delays NetX does not tell the processes to shift back.
+    """
     rng = np.random.default_rng(0)
     edges = [-300, -257, -256, -255, -200, -129, -128, -127, -64, -3, -1, 0, 1, 3, 64, 127, 128, 254, 255, 256, 300]
-    cases = [[[low, high]] for low in edges for high in edges if low <= high]
-    cases += [
+    single = [[[low, high]] for low in edges for high in edges if low <= high]
+    single += [
         (rng.integers(-h, h + 1, (2, 4)) << rng.integers(0, 4)).tolist() for h in (2, 9, 40, 127) for _ in range(25)
     ]
-    cases += [(-abs(rng.integers(-h, 1, (2, 4)))).tolist() for h in (2, 9, 40, 127, 256) for _ in range(10)]
+    single += [(-abs(rng.integers(-h, 1, (2, 4)))).tolist() for h in (2, 9, 40, 127, 256) for _ in range(10)]
+    cases = [([weight], True) for weight in single]
+    for _ in range(300):
+        pair = [rng.integers(*np.sort(rng.choice(edges, 2, replace=False)), (2, width)) for width in (3, 2)]
+        cases.append(([(weight << rng.integers(0, 2)).tolist() for weight in pair], bool(rng.integers(2))))
     done = subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps(cases), capture_output=True, text=True, check=True
+        [sys.executable, "-c", LAVAS_FUNCTIONS], input=json.dumps(cases), capture_output=True, text=True, check=True
     )
     theirs = json.loads(done.stdout.splitlines()[-1])  # after Lava's chatter
-    altered = 0
-    for weight, lava in zip(cases, theirs, strict=True):
-        ours = executed_dense(np.array(weight))
+    altered, kept = Counter(), Counter()
+    for (weights, shifted_back), lava in zip(cases, theirs, strict=True):
+        arrays = [np.array(weight) for weight in weights]
+        ours = executed_dense(*arrays, exponent=shifted_back)
         if ours is None or lava is None:
-            assert ours is None and lava is None, (weight, ours, lava)
-        else:
-            assert ours.tolist() == lava, (weight, ours, lava)
-            altered += ours.tolist() != weight
-    assert 20 < altered < len(cases) - 100
-
-
-# ---------------------------------------------------------------- nothing is left running
-
-
-def marked(marker):
-    """Ids of the running processes whose environment holds `marker`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if marker.encode() in (entry / "environ").read_bytes():
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found
-
-
-def wait_for(condition, seconds):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return condition()
-
-
-@pytest.fixture
-def marker(monkeypatch):
-    if not Path("/proc/self/environ").exists():
-        pytest.skip("no /proc here")
-    value = f"stars-deploy-test-{uuid.uuid4()}"
-    monkeypatch.setenv("STARS_DEPLOY_TEST_MARKER", value)
-    yield value
-    for process in set(marked(value)) - {os.getpid()}:  # only what this test started
-        os.kill(process, signal.SIGKILL)
-
-
-#: A worker that starts two children, one of which ignores SIGTERM, and then does `end`.
-WORKER = """
-import subprocess, sys, time
-ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(99)"
-child = subprocess.Popen([sys.executable, "-c", ignore], stdout=subprocess.PIPE)
-child.stdout.readline()
-subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"])
-open("started", "w").close()
-print("hello from the worker", flush=True)
-{end}
-"""
-
-
-@pytest.mark.parametrize(
-    ("end", "message"),
-    [
-        ("raise ValueError('broken halfway')", "lava: failed with exit code 1: .*broken halfway"),
-        ("time.sleep(99)", "lava: no answer within 1.5 s: ...hello from the worker; what to do: use fewer samples"),
-        ("pass", None),
-    ],
-    ids=["failure", "timeout", "success"],
-)
-def test_session_is_stopped(tmp_path, marker, monkeypatch, capfd, end, message):
-    monkeypatch.setattr("stars_deploy.targets.lava.isolation.GRACE", 0.3)
-    command = [sys.executable, "-c", WORKER.format(end=end)]
-    if message is None:
-        run_isolated(command, tmp_path, 30, "lava")
-    else:
-        with pytest.raises(TargetError, match=f"(?s){message}"):
-            run_isolated(command, tmp_path, 1.5, "lava")
-    assert (tmp_path / "started").exists()
-    assert wait_for(lambda: set(marked(marker)) <= {os.getpid()}, 5)
-    assert capfd.readouterr() == ("", "")  # standard output belongs to --json
-
-
-PARENT = """
-import sys
-from pathlib import Path
-from stars_deploy.targets.lava import isolation
-isolation.GRACE = 0.3
-isolation.run_isolated([sys.executable, "-c", sys.argv[1]], Path(sys.argv[2]), 60, "lava")
-"""
-
-
-def test_session_is_stopped_on_interrupt(tmp_path, marker):
-    worker = WORKER.format(end="time.sleep(99)")
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, worker, str(tmp_path)], stderr=subprocess.PIPE)
-    assert wait_for((tmp_path / "started").exists, 30)
-    assert len(marked(marker)) == 4
-    parent.send_signal(signal.SIGINT)
-    assert b"KeyboardInterrupt" in parent.communicate(timeout=20)[1]
-    assert wait_for(lambda: not marked(marker), 5)
-
-
-LAVA_RUN = """
-import sys
-from pathlib import Path
-import numpy as np
-from stars_deploy.targets import find_target
-images = np.ones((20000, 2, 8, 5), int)
-find_target("lava").execute(Path(sys.argv[1]), images, 4)
-"""
+            assert ours is None and lava is None, (weights, ours, lava)
+            continue
+        got = [weight.tolist() for weight in ours]
+        assert got == lava, (weights, shifted_back, got, lava)
+        (kept if got == weights else altered)[len(weights), shifted_back] += 1
+    assert min(altered[1, True], altered[2, True], altered[2, False]) > 20, altered
+    assert kept[1, True] > 100 and min(kept[2, True], kept[2, False]) > 5, kept
 
 
 @pytest.mark.lava
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_lava_is_stopped_when_interrupted(small_chain, tmp_path, marker, number):
-    """Ctrl-C, or the death of the process that asked: Lava's own processes (one a layer and more) all end."""
-    path = tmp_path / "model.net"
-    find_target("lava").write(small_chain, path)
-    scratch = Path(tempfile.mkdtemp(prefix="sd-"))  # short: sockets are made in it
-    environment = {**os.environ, "TMPDIR": str(scratch)}
-    parent = subprocess.Popen([sys.executable, "-c", LAVA_RUN, path], stderr=subprocess.DEVNULL, env=environment)
-
-    def stepping():
-        return any(file.stat().st_size > 100 for file in scratch.glob("*/layer2.bits"))
-
-    assert wait_for(stepping, 60), "Lava did not start"
-    assert len(marked(marker)) > 10
-    parent.send_signal(number)
-    parent.wait(20)
-    assert wait_for(lambda: not marked(marker), 15)
-    if number == signal.SIGINT:
-        assert list(scratch.iterdir()) == []
-    shutil.rmtree(scratch)
-
-
-@pytest.mark.lava
-def test_failure_inside_lava_is_reported(small_chain, tmp_path, make_images, monkeypatch):
-    """Lava's own message reaches the user (here: it finds no network in the file that it is given)."""
-    path = tmp_path / "model.net"
-    find_target("lava").write(small_chain, path)
-    monkeypatch.setattr(lava_target.json, "dumps", lambda request: json_without_net(request))
+def test_failure_inside_lava_is_reported(small_chain, tmp_path, make_images):
+    """Lava's own message reaches the user (here: it does not find the file that it is given)."""
+    run = LavaRun(path=tmp_path / "no-such-file.net", graph=small_chain, images=make_images(small_chain, 2))
     with pytest.raises(TargetError, match=r"(?s)lava: failed with exit code 1: .*no-such-file"):
-        LavaTarget(timeout=120).execute(path, make_images(small_chain, 2), 4)
-
-
-def json_without_net(request):
-    return json.JSONEncoder().encode({**request, "net": "no-such-file.net"})
+        execute_runs([run], 120, "lava")
 
 
 # ---------------------------------------------------------------- not available, or not fitting
@@ -331,3 +222,60 @@ def test_refuses_before_lava_starts(small_chain, make_images, tmp_path):
     path.write_bytes(path.read_bytes()[:4000])
     with pytest.raises(FormatError, match="not a readable NetX file"):
         find_target("lava").execute(path, make_images(small_chain, 2), 4)
+
+
+def looping(delay=0, loop=True):
+    """Two neurons on two bits, one synapse with a delay, and a loop."""
+    weight = np.array([[3, -2], [1, 5]])
+    forward = DenseProjection(name="w", source="x", target="n", weight=weight, delay=np.array([[0, delay], [0, 0]]))
+    back = DenseProjection(name="r", source="n", target="n", weight=weight, delay=1)
+    return QuantizedGraph(
+        input=QuantizedInput(name="x", shape=(2,), precision=Precision(bits=1, signed=False)),
+        populations=(Population(name="n", shape=(2,), vth=2, bias=np.zeros(2, int)),),
+        projections=(forward, back) if loop else (forward,),
+        timesteps=3,
+    )
+
+
+@pytest.mark.parametrize(("graph", "name"), [(looping(), "r"), (looping(delay=2, loop=False), "w")])
+def test_refuses_synchronous_time_where_spikes_stay_in_flight(graph, name, make_images, tmp_path):
+    path, images = tmp_path / "m.net", make_images(graph, 2)
+    find_target("lava").write(graph, path)
+    for timing in (None, "synchronous"):
+        with pytest.raises(TargetError, match=f"{name}: a loop or delay, and Lava's reset .*what to do: .*pipelined"):
+            LavaTarget(timing=timing).run_of(path, images, 3)
+    run = LavaTarget(timing="pipelined").run_of(path, images, 3)
+    assert run.pipelined and min(int(np.max(item.delay)) for item in run.graph.projections) > 0
+    assert run.request("0")["fresh"] and run.request("0")["lag"] == 0
+
+
+def test_timing_is_synchronous_where_the_file_allows_it(make_images, tmp_path):
+    graph = looping(loop=False)
+    path, images = tmp_path / "m.net", make_images(graph, 2)
+    find_target("lava").write(graph, path)
+    run = LavaTarget().run_of(path, images, 3)
+    request = run.request("0")
+    assert not run.pipelined and not request["fresh"]
+    assert (request["lag"], request["reset_interval"], request["reset_offset"]) == (1, 3, 1)
+    request = LavaTarget(timing="pipelined", reset_interval=2, reset_offset=5).run_of(path, images, 3).request("0")
+    assert (request["lag"], request["reset_interval"], request["reset_offset"]) == (0, 2, 5)
+
+
+@pytest.mark.parametrize(("bits", "signed", "told"), [(1, False, 0), (1, True, 1), (2, False, 2), (24, True, 24)])
+def test_lava_is_told_the_bits_of_a_payload(tmp_path, bits, signed, told):
+    """With 0 it takes whatever is not 0 for a spike, -1 included."""
+    graph = looping(loop=False)
+    graph = replace(graph, input=replace(graph.input, precision=Precision(bits=bits, signed=signed)))
+    run = LavaRun(path=tmp_path, graph=graph, images=np.zeros((1, 2), int))
+    assert run.request("0")["message_bits"] == told
+
+
+def test_run_refuses_resets_in_synchronous_time_and_images_that_do_not_fit(make_images, tmp_path):
+    graph = looping(loop=False)
+    images = make_images(graph, 2)
+    with pytest.raises(TargetError, match=r"reset_interval: 2; allowed: 0 in synchronous time"):
+        LavaRun(path=tmp_path, graph=graph, images=images, reset_interval=2)
+    with pytest.raises(QuantizationError, match="x: images of shape"):
+        LavaRun(path=tmp_path, graph=graph, images=images[:, :1])
+    with pytest.raises(QuantizationError, match="x: 2 frames"):
+        LavaRun(path=tmp_path, graph=graph, images=np.stack([images, images]))

@@ -68,8 +68,45 @@ def test_input_refuses_images(images, message):
 
 @pytest.mark.parametrize("precision", [Precision(bits=25, signed=False), Precision(bits=32, signed=True)])
 def test_input_refuses_precision(precision):
-    with pytest.raises(QuantizationError, match=r"x\.precision"):
+    with pytest.raises(QuantizationError, match=r"x\.precision.*1 to 24 bits"):
         QuantizedInput(name="x", shape=(1, 1, 3), precision=precision)
+
+
+@pytest.mark.parametrize(
+    "precision",
+    [Precision(bits=16, signed=False), Precision(bits=15, signed=True), Precision(bits=17, signed=True)],
+)
+def test_input_refuses_precision_of_biases(precision):
+    with pytest.raises(QuantizationError, match=r"x\.precision: .*allowed: signed, 16 bits, for a bias"):
+        QuantizedInput(name="x", shape=(1, 1, 3), precision=precision, biases="n")
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2, 0, 3), (-1, 2, 3)])
+def test_nothing_has_an_empty_shape(shape):
+    with pytest.raises(QuantizationError, match=r"x: shape \(.*at least one axis"):
+        QuantizedInput(name="x", shape=shape)
+    with pytest.raises(QuantizationError, match=r"n: shape \(.*at least one axis"):
+        Population(name="n", shape=shape, bias=np.zeros([max(size, 0) for size in shape], int))
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3, 1)])
+def test_input_over_time(shape):
+    source = QuantizedInput(name="x", shape=shape, precision=Precision(bits=24, signed=True), scale=-100.0, offset=2.5)
+    frames = np.linspace(-5, 5, 24).reshape(4, 2, *shape)
+    assert source.quantize(frames).tolist() == np.rint(-100 * frames + 2.5).astype(int).tolist()
+    assert source.quantize(frames[1]).tolist() == source.quantize(frames)[1].tolist()
+    assert source.over_time(frames) and not source.over_time(frames[0])
+    assert not source.fits(shape) and not source.fits((1, *frames.shape)) and not source.fits((2, *shape[:-1], 4))
+    edge = np.array([-(2**23), 2**23 - 1, 0]).reshape(1, *shape)
+    exact = replace(source, scale=1.0, offset=0.0)
+    assert exact.quantize(edge.astype(float)).tolist() == edge.tolist()
+    with pytest.raises(QuantizationError, match=r"x: values from .*8388608"):
+        exact.quantize(edge + np.array([0.0, 1.0, 0.0]).reshape(shape))
+
+
+def test_input_offset_is_rounded_with_the_pixel():
+    source = QuantizedInput(name="x", shape=(2,), scale=1.0, offset=0.5)
+    assert source.quantize([[0.0, 0.9], [1.0, 1.1]]).tolist() == [[0, 1], [2, 2]]
 
 
 # ---------------------------------------------------------------- populations and projections
@@ -82,15 +119,63 @@ def population(**fields):
 def test_population():
     one = population(shape=(2, 3, 1), bias=np.arange(6).reshape(2, 3, 1))
     assert (one.size, one.fires) == (6, False)
-    assert population(vth=2**17 - 1).fires
+    assert population(vth=2**17 - 1).fires and population(vth=np.array([2**17, 5])).fires
     assert one.bias.dtype == np.int64 and not one.bias.flags.writeable
     with pytest.raises(FrozenInstanceError):
         one.vth = 3
 
 
+@pytest.mark.parametrize("name", ["decay_u", "decay_v", "vth"])
+def test_population_has_one_value_or_one_a_neuron(name):
+    uneven, even = np.array([4096, 0]), np.array([7, 7])
+    one = population(**{name: uneven})
+    assert getattr(one, name).tolist() == [4096, 0] and not getattr(one, name).flags.writeable
+    uneven[0] = 5
+    assert getattr(one, name).tolist() == [4096, 0]
+    for value in (even, 7, np.int16(7), np.array(7)):
+        kept = getattr(population(**{name: value}), name)
+        assert kept == 7 and type(kept) is int
+    alone = population(shape=(1,), bias=np.array([0]), **{name: np.array([9])})
+    assert type(getattr(alone, name)) is int
+
+
+@pytest.mark.parametrize(
+    ("decay", "leaks"), [(4096, False), (4095, True), (np.array([4096, 4096]), False), (np.array([4096, 4095]), True)]
+)
+def test_population_leaks(decay, leaks):
+    assert population(decay_u=decay).leaks_current is leaks
+
+
+def test_population_resets():
+    def times(**fields):
+        return [time for time in range(1, 9) if population(**fields).resets_at(time)]
+
+    assert times() == times(reset_offset=3) == []
+    assert times(reset_interval=3) == times(reset_interval=3, reset_offset=9) == [3, 6]
+    assert times(reset_interval=3, reset_offset=1) == times(reset_interval=3, reset_offset=7) == [1, 4, 7]
+    assert times(reset_interval=1, reset_offset=5) == list(range(1, 9))
+    assert times(reset_interval=20, reset_offset=5) == [5]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"decay_u": np.array([1, 4097])}, r"n\.decay_u: values from 1 to 4097; allowed: 0 to 4096"),
+        ({"decay_v": np.array([-1, 5])}, r"n\.decay_v: values from -1"),
+        ({"decay_u": np.array([1, 2, 3])}, r"n\.decay_u: shape \(3,\); allowed: one value, or \(2,\)"),
+        ({"decay_v": np.array([[1, 2]])}, r"n\.decay_v: shape \(1, 2\)"),
+        ({"vth": np.array([1, 2**17 + 1])}, r"n\.vth: values from 1 to 131073; allowed: 0 to 131072"),
+        ({"vth": np.array([-1, 5])}, r"n\.vth: values from -1"),
+        ({"vth": np.array([1, 2, 3])}, r"n\.vth: shape \(3,\); allowed: one value, or \(2,\)"),
+        ({"vth": 0.5}, r"n\.vth: dtype float64"),
+        ({"decay_v": np.array([3])}, r"n\.decay_v: shape \(1,\)"),
+        ({"decay_u": 0.5}, r"n\.decay_u: dtype float64; allowed: integers"),
+        ({"decay_v": np.array([0.0, 1.0])}, r"n\.decay_v: dtype float64"),
+        ({"decay_u": True}, r"n\.decay_u: dtype bool"),
+        ({"decay_u": np.array([2**64 - 5, 0], np.uint64)}, r"n\.decay_u: values from 0 to 18446744073709551611"),
+        ({"bias": np.array([2**64 - 5, 0], np.uint64)}, r"n\.bias: values from 0 to 18446744073709551611"),
+        ({"reset_interval": -1}, "n: reset_interval -1, reset_offset 0; allowed: 0 or more timesteps"),
+        ({"reset_interval": 2, "reset_offset": -3}, "n: reset_interval 2, reset_offset -3"),
         ({"decay_u": 4097}, r"n\.decay_u"),
         ({"decay_u": -1}, r"n\.decay_u"),
         ({"decay_v": 4097}, r"n\.decay_v"),
@@ -123,6 +208,27 @@ def conv(weight, **fields):
         (lambda: dense([1, 2]), QuantizationError, r"w\.weight: shape \(2,\)"),
         (lambda: dense(np.zeros((0, 2), int)), QuantizationError, r"w\.weight: shape \(0, 2\)"),
         (lambda: dense([[1]], delay=-1), GraphError, r"w\.delay: -1"),
+        (lambda: dense([[1, 2]], delay=np.array([1, -2])), GraphError, r"w\.delay: -2; allowed: 0 or more timesteps"),
+        (
+            lambda: dense([[1, 2]], delay=np.array([1, 2, 3])),
+            GraphError,
+            r"w\.delay: shape \(3,\); allowed: .*\(1, 2\)",
+        ),
+        (lambda: dense([[1], [2]], delay=np.array([1, 2])), GraphError, r"w\.delay: shape \(2,\)"),
+        (lambda: dense([[1, 2]], delay=np.array([[[1, 2]]])), GraphError, r"w\.delay: shape \(1, 1, 2\)"),
+        (lambda: dense([[1, 2]], delay=np.array([], int)), GraphError, r"w\.delay: shape \(0,\)"),
+        (lambda: dense([[1, 2]], delay=1.0), QuantizationError, r"w\.delay: dtype float64"),
+        (
+            lambda: dense(np.array([[2**64 - 1]], np.uint64)),
+            QuantizationError,
+            r"w\.weight: values .*18446744073709551615",
+        ),
+        (
+            lambda: dense([[-1]], precision=Precision(bits=8, signed=False)),
+            QuantizationError,
+            r"w\.weight: values from -1",
+        ),
+        (lambda: conv([[[[1]]]], delay=-1), GraphError, r"w\.delay: -1; allowed: 0 or more timesteps"),
         (lambda: conv([[1]]), QuantizationError, "4 axes"),
         (lambda: conv([[[[1]]]], stride=(0, 1)), GraphError, r"w: stride \(0, 1\)"),
         (lambda: conv([[[[1]]]], dilation=(1, 0)), GraphError, "stride and dilation of at least 1"),
@@ -144,6 +250,31 @@ def test_projection_shapes():
     projection = conv(weight, stride=(2, 1), padding=(1, 0), dilation=(2, 3), groups=2)
     assert projection.output_shape((4, 9, 7)) == (4, 4, 4)
     assert dense(np.ones((5, 12), int)).output_shape((3, 2, 2)) == (5,)
+
+
+@pytest.mark.parametrize(
+    ("delay", "kept"),
+    [
+        (2, 2),
+        (np.int32(2), 2),
+        (np.array([3, 3]), 3),
+        (np.full((2, 2), 4), 4),
+        (np.array([0, 5]), [[0, 5], [0, 5]]),  # axonal: the same from one source neuron to all
+        (np.array([[0, 5], [5, 1]]), [[0, 5], [5, 1]]),
+    ],
+)
+def test_dense_delays(delay, kept):
+    projection = dense([[1, 2], [3, 4]], delay=delay)
+    assert np.asarray(projection.delay).tolist() == kept
+    assert type(projection.delay) is int or not projection.delay.flags.writeable
+
+
+def test_by_delay_splits_the_synapses():
+    parts = dense([[1, 2], [3, 0]], delay=np.array([[7, 0], [3, 7]])).by_delay()
+    assert [delay for delay, _ in parts] == [part.delay for _, part in parts] == [0, 3, 7]
+    assert [part.weight.tolist() for _, part in parts] == [[[0, 2], [0, 0]], [[0, 0], [3, 0]], [[1, 0], [0, 0]]]
+    for whole in (dense([[1, 2]], delay=3), conv([[[[1]]]], delay=3)):
+        assert whole.by_delay() == ((3, whole),)
 
 
 def test_later_changes_of_the_callers_arrays_do_not_matter():
@@ -194,6 +325,40 @@ def test_graph_refuses(fields, message):
         graph(**fields)
 
 
+def test_delays_forward_and_back():
+    back = dense([[1, 2], [3, 4]], name="back", source="n", delay=np.array([[1, 2], [0, 1]]))
+    with pytest.raises(GraphError, match="back: n -> n goes back without a delay"):
+        graph(projections=(*graph().projections, back))
+    assert graph(projections=(*graph().projections, replace(back, delay=np.array([[1, 2], [3, 1]]))))
+    assert graph(projections=(replace(back, source="x"),))
+    pair = (population(), population(name="m"))
+    ahead = dense([[1, 2], [3, 4]], name="ahead", source="m", target="n")
+    other = dense([[1, 2], [3, 4]], target="m", name="other")
+    with pytest.raises(GraphError, match="ahead: m -> n goes back without a delay"):
+        graph(populations=pair, projections=(ahead, other))
+    assert graph(populations=pair, projections=(replace(ahead, delay=1), other)).into("n")[0].delay == 1
+
+
+def test_the_input_may_be_the_bias_of_one_population():
+    source = QuantizedInput(name="x", shape=(2,), precision=Precision(bits=16, signed=True), biases="n")
+    silent = population(bias=np.zeros(2, int))
+    loop = dense([[1, 2], [3, 4]], source="n", delay=1)
+    one = graph(input=source, populations=(silent,), projections=())
+    assert one.into("n") == ()
+    assert graph(input=source, populations=(silent,), projections=(loop,)).into("n") == (loop,)
+    wrong = {
+        r"n: shape \(2,\); allowed: \(2, 1\), that of its biases": {"input": replace(source, shape=(2, 1))},
+        r"n\.bias: a bias of its own; allowed: 0": {"populations": (population(bias=np.array([0, 1])),)},
+        "w: comes from x, which sets biases; allowed: a population": {"projections": (replace(loop, source="x"),)},
+        "population: m; allowed": {"input": replace(source, biases="m")},
+        "population: x; allowed": {"input": replace(source, biases="x")},
+        "m: no projection enters it": {"populations": (silent, population(name="m"))},
+    }
+    for message, fields in wrong.items():
+        with pytest.raises(GraphError, match=message):
+            graph(**{"input": source, "populations": (silent,), "projections": (), **fields})
+
+
 def test_delayed_loops_are_allowed():
     back = dense([[1, 2], [3, 4]], name="back", source="n", delay=1)
     assert [p.name for p in graph(projections=(*graph().projections, back)).into("n")] == ["w", "back"]
@@ -212,6 +377,14 @@ def test_delayed_loops_are_allowed():
         (lambda one: one.with_timesteps(3), "timesteps"),
         (lambda one: replace(one, input=replace(one.input, precision=Precision(bits=7, signed=False))), "x.precision"),
         (lambda one: replace(one, populations=(population(vth=3),)), "n.vth"),
+        (lambda one: replace(one, populations=(population(vth=np.array([2**17, 3])),)), "n.vth"),
+        (lambda one: replace(one, populations=(population(decay_u=3),)), "n.decay_u"),
+        (lambda one: replace(one, populations=(population(decay_v=np.array([0, 3])),)), "n.decay_v"),
+        (lambda one: replace(one, populations=(population(reset_interval=3),)), "n.reset_interval"),
+        (lambda one: replace(one, populations=(population(reset_offset=3),)), "n.reset_offset"),
+        (lambda one: replace(one, input=replace(one.input, offset=3.0)), ""),
+        (lambda one: replace(one, input=replace(one.input, shape=(2, 1, 1))), "x.shape"),
+        (lambda one: replace(one, projections=(replace(one.projections[0], delay=np.array([0, 1])),)), "w.delay"),
         (lambda one: replace(one, populations=(population(bias=np.array([1, 2])),)), "n.bias"),
         (lambda one: replace(one, projections=(dense([[1, 2], [3, 5]]),)), "w.weight"),
         (lambda one: replace(one, projections=(replace(one.projections[0], delay=1),)), "w.delay"),
@@ -226,6 +399,15 @@ def test_delayed_loops_are_allowed():
 )
 def test_find_difference(change, difference):
     assert find_difference(graph(), change(graph())) == difference
+
+
+def test_find_difference_of_what_the_image_is():
+    source = QuantizedInput(name="x", shape=(2,), precision=Precision(bits=16, signed=True))
+    silent = population(bias=np.zeros(2, int))
+    loop = dense([[1, 2], [3, 4]], source="n", delay=1)
+    biases = graph(input=replace(source, biases="n"), populations=(silent,), projections=(loop,))
+    sends = graph(input=source, populations=(silent,), projections=(loop,))
+    assert find_difference(biases, sends) == "x.biases"
 
 
 def test_find_difference_of_different_kinds():

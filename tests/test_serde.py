@@ -11,11 +11,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from random_graphs import graphs
 
 from stars_deploy.errors import ArtifactError, FormatError
 from stars_deploy.graph import LIF, BatchNorm, Conv2d, Input, Integrator, Linear, Normalize, SpikingGraph
-from stars_deploy.quantized import find_difference
+from stars_deploy.precision import Precision
+from stars_deploy.quantized import DenseProjection, Population, QuantizedGraph, QuantizedInput, find_difference
 from stars_deploy.serde import load_graph, load_quantized, save_graph
+from stars_deploy.targets.reference import run_reference
 
 
 def spiking_graph():
@@ -47,6 +51,82 @@ def test_quantized_round_trip(small_chain, tmp_path):
     assert back.labels == graph.labels and back.input.scale == graph.input.scale
     assert [p.scale for p in back.populations] == [p.scale for p in graph.populations]
     assert not back.projections[0].weight.flags.writeable
+
+
+@settings(max_examples=60, deadline=None)
+@given(graphs())
+def test_any_quantized_graph_round_trips(tmp_path_factory, drawn):
+    graph, images = drawn
+    path = tmp_path_factory.mktemp("graphs", numbered=True) / "model.npz"
+    save_graph(graph, path)
+    back = load_quantized(path)
+    assert find_difference(graph, back) == ""
+    for ours, theirs in zip(
+        (*graph.populations, *graph.projections), (*back.populations, *back.projections), strict=True
+    ):
+        for name in ours.__dataclass_fields__:
+            one, other = getattr(ours, name), getattr(theirs, name)
+            assert type(one) is type(other) and np.array_equal(one, other), (ours.name, name)
+    expected, got = run_reference(graph, images), run_reference(back, images)
+    assert (expected.potential == got.potential).all()
+    path.unlink()
+
+
+def full_graph():
+    """Image as bias, decays of each neuron, resets, delays of each synapse."""
+    rng = np.random.default_rng(3)
+    neurons = Population(name="n", shape=(1, 1, 2), decay_u=np.array([[[5, 6]]]), decay_v=np.array([[[7, 8]]]),
+                         vth=np.array([[[9, 10]]]),
+                         bias=np.zeros((1, 1, 2), int), reset_interval=10, reset_offset=11, scale=12.5)  # fmt: skip
+    late = DenseProjection(
+        name="w", source="n", target="n2", weight=rng.integers(-9, 9, (3, 2)), delay=np.eye(3, 2, dtype=int)
+    )
+    return QuantizedGraph(
+        input=QuantizedInput(
+            name="x",
+            shape=(1, 1, 2),
+            precision=Precision(bits=16, signed=True),
+            scale=64.0,
+            offset=-3.5,
+            biases="n",
+        ),
+        populations=(neurons, Population(name="n2", shape=(3,), bias=np.arange(3))),
+        projections=(late,),
+        timesteps=13,
+    )
+
+
+def test_every_field_survives(tmp_path):
+    graph = full_graph()
+    save_graph(graph, tmp_path / "model.npz")
+    back = load_quantized(tmp_path / "model.npz")
+    assert back.input == graph.input
+    one, projection = back.populations[0], back.projections[0]
+    assert (one.decay_u.tolist(), one.decay_v.tolist(), one.vth.tolist()) == ([[[5, 6]]], [[[7, 8]]], [[[9, 10]]])
+    assert (one.reset_interval, one.reset_offset, one.scale, back.timesteps) == (10, 11, 12.5, 13)
+    assert projection.delay.tolist() == [[1, 0], [0, 1], [0, 0]] and not projection.delay.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "message"),
+    [
+        ("decay_u", np.array([[[5, 4097]]]), r"impossible graph.*n\.decay_u: values"),
+        ("vth", np.array([[[5, 131073]]]), r"impossible graph.*n\.vth: values"),
+        ("decay_v", np.array([[5, 6]]), r"impossible graph.*n\.decay_v: shape"),
+        ("delay", np.array([[1, 0], [0, -1], [0, 0]]), r"impossible graph.*w\.delay: -1"),
+        ("delay", np.zeros((3, 3), int), r"impossible graph.*w\.delay: shape"),
+        ("delay", np.full((3, 2), 0.5), r"impossible graph.*w\.delay: dtype"),
+    ],
+)
+def test_refuses_arrays_of_the_dynamics(tmp_path, field, values, message):
+    path = tmp_path / "model.npz"
+    save_graph(full_graph(), path)
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    (name,) = (key for key in arrays if key.endswith(f".{field}"))
+    np.savez_compressed(path, **{**arrays, name: values})
+    with pytest.raises(FormatError, match=message):
+        load_graph(path)
 
 
 def test_spiking_round_trip(tmp_path):

@@ -4,12 +4,15 @@ import itertools
 
 import numpy as np
 import pytest
+import random_graphs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stars_deploy.precision import Precision
 from stars_deploy.quantized import ConvProjection, DenseProjection, Population, QuantizedGraph, QuantizedInput
 from stars_deploy.synops import connections, count_batch, fan_out, wire_up
 from stars_deploy.targets.base import SpikeRecord
+from stars_deploy.targets.reference import run_reference
 
 
 def synapses(projection, shape):
@@ -36,24 +39,48 @@ def brute_force(graph, record, images):
     for population in graph.populations:
         counts = {key: [0] * graph.timesteps for key in ("spikes", "spike_synops", "input_synops", "dense", "active")}
         fired = record.spikes[population.name]
-        for step, sample in itertools.product(range(graph.timesteps), range(len(images))):
+        wires = [
+            (
+                projection.source,
+                target,
+                source,
+                weight,
+                np.ravel(projection.delay)[number * (np.size(projection.delay) > 1)],
+            )
+            for projection in graph.into(population.name)
+            for number, (target, source, weight) in enumerate(synapses(projection, graph.shape_of(projection.source)))
+        ]
+        for step, sample in itertools.product(range(graph.timesteps), range(fired.shape[1])):
             reached = set()
-            for projection in graph.into(population.name):
-                if step < projection.delay:
+            for name, target, source, weight, delay in wires:
+                if step < delay:
                     continue
-                graded = projection.source == graph.input.name
-                emitted = images if graded else record.spikes[projection.source][step - projection.delay]
-                for target, source, weight in synapses(projection, graph.shape_of(projection.source)):
-                    if emitted[(sample, *source)]:
-                        counts["dense"][step] += 1
-                        if weight:
-                            counts["input_synops" if graded else "spike_synops"][step] += 1
-                            reached.add(target)
+                graded = name == graph.input.name
+                over_time = images if images.ndim > len(graph.input.shape) + 1 else [images] * graph.timesteps
+                emitted = (over_time if graded else record.spikes[name])[step - delay]
+                if emitted[(sample, *source)]:
+                    counts["dense"][step] += 1
+                    if weight:
+                        counts["input_synops" if graded else "spike_synops"][step] += 1
+                        reached.add(target)
             firing = {tuple(map(int, index)) for index in np.argwhere(fired[step, sample])}
             counts["spikes"][step] += len(firing)
             counts["active"][step] += len(reached | firing)
         result[population.name] = counts
     return result
+
+
+def assert_counted(graph, record, images):
+    """Compare every count of every population and timestep with the enumeration."""
+    counted = count_batch(graph, wire_up(graph), record, images)
+    expected = brute_force(graph, record, images)
+    assert list(counted) == list(expected)
+    for name, counts in expected.items():
+        assert counted[name].spikes.tolist() == counts["spikes"]
+        assert counted[name].spike_synops.tolist() == counts["spike_synops"]
+        assert counted[name].input_synops.tolist() == counts["input_synops"]
+        assert counted[name].dense_synops.tolist() == counts["dense"]
+        assert counted[name].active.tolist() == counts["active"]
 
 
 def sparse_weights(rng, shape):
@@ -124,13 +151,57 @@ def test_counts_of_random_graphs_equal_brute_force(case, late, timesteps):
         spikes={p.name: rng.random((timesteps, 2, *p.shape)) < 0.4 for p in graph.populations},
         potential=np.zeros((2, 3), np.int64),
     )
-    counted = count_batch(graph, wire_up(graph), record, images)
-    for name, expected in brute_force(graph, record, images).items():
-        assert counted[name].spikes.tolist() == expected["spikes"]
-        assert counted[name].spike_synops.tolist() == expected["spike_synops"]
-        assert counted[name].input_synops.tolist() == expected["input_synops"]
-        assert counted[name].dense_synops.tolist() == expected["dense"]
-        assert counted[name].active.tolist() == expected["active"]
+    assert_counted(graph, record, images)
+
+
+@settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
+@given(random_graphs.graphs(timesteps=st.integers(1, 6), batch=st.integers(1, 3), width=1))
+def test_counts_of_any_graph_equal_brute_force(drawn):
+    """Delays of each synapse, loops, frames over time, signed and wide payloads, images that are biases."""
+    graph, images = drawn
+    assert_counted(graph, run_reference(graph, images), images)
+
+
+def test_counts_of_a_negative_pixel_a_frame_and_a_delay_of_each_synapse():
+    graph = QuantizedGraph(
+        input=QuantizedInput(name="input", shape=(3,), precision=Precision(bits=8, signed=True)),
+        populations=(Population(name="out", shape=(2,), bias=np.zeros(2, int), vth=0),),
+        projections=(
+            DenseProjection(
+                name="p",
+                source="input",
+                target="out",
+                weight=np.array([[1, 0, -1], [1, 1, 1]]),
+                delay=np.array([[0, 1, 1], [2, 3, 0]]),
+            ),
+        ),
+        timesteps=3,
+    )
+    frames = np.array([[-1, 0, 0], [0, 7, 0], [0, 0, 5]]).reshape(3, 1, 3)
+    record = run_reference(graph, frames)
+    counted = count_batch(graph, wire_up(graph), record, frames)["out"]
+    # -1: to out 0 at once and to out 1 two steps later; 7: a zero weight, a weight after the end; 5: out 1
+    assert counted.input_synops.tolist() == [1, 0, 2]
+    assert counted.dense_synops.tolist() == [1, 0, 3]
+    assert counted.spike_synops.tolist() == [0, 0, 0]
+    assert counted.active.tolist() == [1, 0, 1]  # the second neuron, reached twice in the last timestep
+
+
+def test_an_image_that_is_a_bias_sends_no_message():
+    graph = QuantizedGraph(
+        input=QuantizedInput(name="image", shape=(2,), precision=Precision(bits=16, signed=True), biases="input"),
+        populations=(
+            Population(name="input", shape=(2,), bias=np.zeros(2, int), vth=3),
+            Population(name="out", shape=(1,), bias=np.zeros(1, int)),
+        ),
+        projections=(DenseProjection(name="p", source="input", target="out", weight=np.array([[1, 2]])),),
+        timesteps=2,
+    )
+    images = np.array([[9, -9], [2, 5]])
+    counted = count_batch(graph, wire_up(graph), run_reference(graph, images), images)
+    assert counted["input"].spikes.tolist() == counted["input"].active.tolist() == [2, 3]
+    assert counted["out"].spike_synops.tolist() == [2, 3]
+    assert all(not counts.input_synops.any() for counts in counted.values())
 
 
 @pytest.mark.parametrize(("delay", "expected"), [(0, [2, 2, 2]), (1, [0, 2, 2]), (2, [0, 0, 2]), (3, [0, 0, 0])])

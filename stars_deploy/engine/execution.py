@@ -96,8 +96,9 @@ class Runner:
     def _show(self, images: IntArray) -> Numbers:
         """Return images as frames, (B, 1 or steps, neurons)."""
         source = self.plan.graph.input
-        flat = lay_out(images, source.shape).astype(self._space.frames[source.name].dtype)
-        return flat[:, np.newaxis] if self._stays else flat.swapaxes(0, 1)
+        flat = lay_out(images, source.shape)
+        frames = flat[:, np.newaxis] if self._stays else flat.swapaxes(0, 1)
+        return np.ascontiguousarray(frames, dtype=self._space.frames[source.name].dtype)
 
     def _load_input(self, part: _Slice) -> None:
         source, shown = self.plan.graph.input, self._shown
@@ -185,18 +186,25 @@ class Runner:
         project_frames(
             wiring.units, wiring.graded, fresh, frames, *steps, back, ahead, wiring.shape, wiring.tables,
             wiring.nonzero, wiring.zeros, made.activation, made.touched, space.rows, space.ends,
-            space.by[np.dtype(layer.sums)], space.spans,
+            space.by[layer.sums], space.spans,
         )  # fmt: skip
 
     def _update(self, layer: Layer, made: _Sums, part: _Slice, first: int, last: int) -> None:
         space = self._space
-        update = update_narrow if layer.state is np.int32 else update_wide
+        update = update_narrow if layer.state == np.int32 else update_wide
         update(
             made.activation, made.frame_of, self._bias(layer), layer.keep_u, layer.keep_v,
-            layer.leaks, layer.threshold, layer.resets[part.first : part.first + part.steps],
-            first, last, space.u[layer.name][: part.samples], space.v[layer.name][: part.samples],
+            layer.leaks, layer.threshold, self._resets(layer, part), first, last,
+            space.u[layer.name][: part.samples], space.v[layer.name][: part.samples],
             space.frames[layer.name][: part.samples], self.plan.history[layer.name],
         )  # fmt: skip
+
+    def _resets(self, layer: Layer, part: _Slice) -> Numbers:
+        resets = layer.resets[part.first : part.first + part.steps]
+        if part.first == 0 and not resets[0]:
+            resets = resets.copy()
+            resets[0] = True  # a sample starts from nothing
+        return resets
 
     def _bias(self, layer: Layer) -> Numbers:
         if self.plan.graph.input.biases != layer.name:

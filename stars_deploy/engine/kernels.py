@@ -18,7 +18,7 @@ _MARKED = 8
 
 @compiled
 def _list_spikes(frame: Any, pixels: int, channels: int, first: int, width: int, rows: Any, ends: Any) -> None:
-    """List the spikes of channels [first, first + width) of a frame as ``pixel * width + channel``.
+    """List what is not 0 in channels [first, first + width) of a frame as ``pixel * width + channel``.
 
     ``rows[ends[p] : ends[p + 1]]`` are those of pixel p.
     """
@@ -116,7 +116,7 @@ def project_frame(
     shape : array of int64
         See :data:`stars_deploy.engine.plan.GEOMETRY`.
     tables : array, (groups, blocks, kernel height, kernel width, channels of a group, lanes), flat
-        Weights in the type of the accumulator.
+        Weights, in narrow integers or in the type of the accumulator.
     nonzero : array of uint8, as ``tables``
         1 where a weight is not 0.
     zeros : array of int64, (groups * blocks,)

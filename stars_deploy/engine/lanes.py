@@ -34,7 +34,8 @@ def add_rows(  # numba's typing context comes first
         L lanes.
     fresh : bool
         Whether to begin with 0 and not with what the accumulator holds.
-    acc, table : one-dimensional arrays of one type
+    acc, table : one-dimensional arrays
+        Of one type, or the table of narrower integers.
     at, base : int
     rows : array of int32
     spans : array of int64, (3 * count,)
@@ -105,8 +106,8 @@ def _emit_fold(lanes: int, combine: Callable[..., Any], *, scaled: bool = False)
     """Return the code generator: over all spans and their events, with the accumulator as one vector value."""
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        kind = signature.args[2].dtype
-        vector = ir.VectorType(context.get_data_type(kind), lanes)
+        kind, stored = signature.args[2].dtype, signature.args[4].dtype
+        vector, narrow = (ir.VectorType(context.get_data_type(each), lanes) for each in (kind, stored))
 
         def data(place: int) -> Any:
             return context.make_array(signature.args[place])(context, builder, values[place]).data
@@ -122,7 +123,8 @@ def _emit_fold(lanes: int, combine: Callable[..., Any], *, scaled: bool = False)
         inner = _Loop(builder, first, last, outer.value)
         row = builder.add(builder.sext(builder.load(builder.gep(rows, [inner.index])), _INDEX), shift)
         offset = builder.add(base, builder.mul(row, ir.Constant(_INDEX, lanes)))
-        terms = _load(builder, _vector_at(builder, table, offset, vector), kind)
+        terms = _load(builder, _vector_at(builder, table, offset, narrow), stored)
+        terms = terms if stored == kind else builder.sext(terms, vector)
         scale = _spread(builder, builder.load(builder.gep(scales, [inner.index])), vector) if scaled else None
         result = outer.close(inner.close(combine(builder, inner.value, terms, scale, kind)))
         builder.store(result, place).align = kind.bitwidth // 8

@@ -55,7 +55,7 @@ def _compile_update(kind: Any) -> Any:
             4096 - decay.
         leaks : bool
             Whether a current outlasts its timestep; ``u`` is not touched otherwise.
-        threshold : `kind`
+        threshold : array of `kind`, (N,)
             Shifted already.
         resets : array of bool, (T,)
         u, v : array of `kind`, (B, N)
@@ -71,6 +71,7 @@ def _compile_update(kind: Any) -> Any:
                 # Views that begin at 0: only for them does the compiler use vector instructions.
                 current, membrane = u[sample, start:stop], v[sample, start:stop]
                 left_u, left_v = keep_u[start:stop], keep_v[start:stop]
+                limits = threshold[start:stop]
                 for step in range(first, last):
                     sums = activation[sample, frame_of[step], start:stop]
                     drive = biases[step if len(biases) > 1 else 0, start:stop]
@@ -84,15 +85,15 @@ def _compile_update(kind: Any) -> Any:
                             current[n] = c
                             x = kind(kind(decay(membrane[n], left_v[n]) + c) + drive[n])
                             x = min(max(x, lowest), highest)
-                            fired[n] = np.uint8(x > threshold)
-                            membrane[n] = zero if x > threshold else x
+                            fired[n] = np.uint8(x > limits[n])
+                            membrane[n] = zero if x > limits[n] else x
                     else:
                         for n in range(stop - start):
                             c = wrap(kind(kind(sums[n]) << exponent))
                             x = kind(kind(decay(membrane[n], left_v[n]) + c) + drive[n])
                             x = min(max(x, lowest), highest)
-                            fired[n] = np.uint8(x > threshold)
-                            membrane[n] = zero if x > threshold else x
+                            fired[n] = np.uint8(x > limits[n])
+                            membrane[n] = zero if x > limits[n] else x
 
     return update
 

@@ -29,8 +29,8 @@ GEOMETRY = (
 )
 #: Integers up to here are exact in float32.
 FLOAT_LIMIT = 1 << 24
-#: Widest accumulator [units of 16 lanes] that pays: wider ones no longer fit the registers.
-_MOST_UNITS = 4
+#: Widest accumulator that pays [bytes]: wider ones no longer fit the registers.
+_WIDEST = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,9 @@ class Layer:
     Parameters
     ----------
     population : Population
+    name : str
+    size : int
+        Number of neurons.
     wirings : tuple of Wiring
     sums, state : dtype
         Of the activation, and of the state variables.
@@ -83,8 +86,8 @@ class Layer:
         4096 - decay, channels last.
     bias : array of `state`, (1, 1, neurons)
         Shifted, channels last.
-    threshold : `state`
-        Shifted.
+    threshold : array of `state`, (neurons,)
+        Shifted, channels last.
     leaks : bool
         Whether a current outlasts its timestep.
     resets : array of bool, (T,)
@@ -96,22 +99,19 @@ class Layer:
     """
 
     population: Population
+    name: str
+    size: int
     wirings: tuple[Wiring, ...]
-    sums: npt.DTypeLike
-    state: npt.DTypeLike
+    sums: np.dtype[Any]
+    state: np.dtype[Any]
     keep_u: Numbers
     keep_v: Numbers
     bias: Numbers
-    threshold: np.generic
+    threshold: Numbers
     leaks: bool
     resets: npt.NDArray[np.bool_]
     slack: int
     steady_delay: int | None
-
-    @property
-    def name(self) -> str:
-        """The population's name."""
-        return self.population.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,24 +177,25 @@ def _plan_layer(graph: QuantizedGraph, population: Population) -> Layer:
     entering = graph.into(population.name)
     largest = sum(_largest_sum(graph, projection) for projection in entering)
     sums = _exact_type(largest, any(is_graded(graph, projection.source) for projection in entering))
-    state: npt.DTypeLike = np.int32 if fits_32_bits(largest, population.leaks_current) else np.int64
+    state = np.dtype(np.int32 if fits_32_bits(largest, population.leaks_current) else np.int64)
     arriving = [projection for projection in entering if np.min(projection.delay) < graph.timesteps]
     wirings = tuple(_wire(graph, projection, sums) for projection in arriving)
-    size, kind = population.size, np.dtype(state).type
+    size = population.size
 
-    def spread(decay: Union[int, IntArray]) -> Numbers:
-        values = lay_out(np.broadcast_to(DECAY_ONE - np.asarray(decay), population.shape), population.shape)
-        return values.astype(state).reshape(size)
+    def spread(values: Union[int, IntArray]) -> Numbers:
+        return lay_out(np.broadcast_to(values, population.shape), population.shape).astype(state).reshape(size)
 
     return Layer(
         population=population,
+        name=population.name,
+        size=size,
         wirings=wirings,
         sums=sums,
         state=state,
-        keep_u=spread(population.decay_u),
-        keep_v=spread(population.decay_v),
-        bias=(lay_out(population.bias, population.shape) << STATE_EXP).astype(state).reshape(1, 1, size),
-        threshold=kind(population.vth << STATE_EXP),
+        keep_u=spread(DECAY_ONE - population.decay_u),
+        keep_v=spread(DECAY_ONE - population.decay_v),
+        bias=spread(population.bias << STATE_EXP).reshape(1, 1, size),
+        threshold=spread(np.left_shift(population.vth, STATE_EXP)),
         leaks=population.leaks_current,
         resets=np.array([population.resets_at(step + 1) for step in range(graph.timesteps)]),
         steady_delay=_steady_delay(graph, wirings),
@@ -213,22 +214,22 @@ def _largest_sum(graph: QuantizedGraph, projection: Projection) -> int:
     return int((positive - negative).max()) * max(abs(value) for value in value_range(graph, projection.source))
 
 
-def _exact_type(largest: int, graded: bool) -> npt.DTypeLike:
+def _exact_type(largest: int, graded: bool) -> np.dtype[Any]:
     if not graded and largest < 1 << 15:
-        return np.int16
+        return np.dtype(np.int16)
     if graded and largest <= FLOAT_LIMIT:
-        return np.float32
-    return np.int32 if largest < 1 << 31 else np.int64
+        return np.dtype(np.float32)
+    return np.dtype(np.int32 if largest < 1 << 31 else np.int64)
 
 
-def _wire(graph: QuantizedGraph, projection: Projection, sums: npt.DTypeLike) -> Wiring:
+def _wire(graph: QuantizedGraph, projection: Projection, sums: np.dtype[Any]) -> Wiring:
     if not isinstance(projection.delay, int):
         return _list_synapses(graph, projection, sums)
     shape = graph.shape_of(projection.source)
     planes = (shape[0], 1, 1) if len(shape) == 1 else shape
     kernel, geometry = _as_window(projection, planes)
     groups = int(geometry[-1])
-    units, blocks = _choose_lanes(len(kernel) // groups)
+    units, blocks = _choose_lanes(len(kernel) // groups, sums)
     tables = _tabulate(kernel, groups, blocks, len(units) * UNIT)
     absent = (kernel == 0).reshape(len(kernel), -1).sum(axis=1).reshape(groups, -1)
     lanes = len(units) * UNIT
@@ -239,7 +240,7 @@ def _wire(graph: QuantizedGraph, projection: Projection, sums: npt.DTypeLike) ->
         graded=is_graded(graph, projection.source),
         units=units,
         shape=np.array([*planes[1:], planes[0], *geometry, blocks], np.int64),
-        tables=tables.astype(sums),
+        tables=tables.astype(sums if sums.kind == "f" else _narrowest(tables)),
         nonzero=(tables != 0).astype(np.uint8),
         zeros=np.array(zeros, np.int64).ravel(),
     )
@@ -255,12 +256,18 @@ def _as_window(projection: Projection, planes: tuple[int, ...]) -> tuple[IntArra
     return projection.weight, (height, width, channels, *geometry, projection.groups)
 
 
-def _choose_lanes(outputs: int) -> tuple[tuple[int, ...], int]:
+def _choose_lanes(outputs: int, sums: np.dtype[Any]) -> tuple[tuple[int, ...], int]:
     """Return the units of 16 lanes of one accumulator, and how many of them hold the outputs of a group."""
     units = 1
-    while units * UNIT < outputs and units < _MOST_UNITS:
+    while units * UNIT < outputs and 2 * units * UNIT * sums.itemsize <= _WIDEST:
         units *= 2
     return (0,) * units, -(-outputs // (units * UNIT))
+
+
+def _narrowest(values: IntArray) -> np.dtype[Any]:
+    """Return the narrowest integers that hold `values`: what is read most often should be small."""
+    largest = np.result_type(np.min_scalar_type(values.min()), np.min_scalar_type(-abs(int(values.max())) - 1))
+    return np.dtype(f"i{largest.itemsize}")
 
 
 def _tabulate(kernel: IntArray, groups: int, blocks: int, lanes: int) -> IntArray:
@@ -272,7 +279,7 @@ def _tabulate(kernel: IntArray, groups: int, blocks: int, lanes: int) -> IntArra
     return np.ascontiguousarray(split.transpose(0, 1, 4, 5, 3, 2)).ravel()
 
 
-def _list_synapses(graph: QuantizedGraph, projection: Projection, sums: npt.DTypeLike) -> Synapses:
+def _list_synapses(graph: QuantizedGraph, projection: Projection, sums: np.dtype[Any]) -> Synapses:
     shape = graph.shape_of(projection.source)
     delays, starts, targets, weights = [], [], [], []
     listed = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,9 @@ import numpy as np
 from stars_deploy.engine.plan import Layer, Numbers, Plan, Window, is_graded
 from stars_deploy.errors import ConfigError
 
-#: A chunk of this size stays in the second cache of common processors [bytes]; larger ones were slower.
-CACHE = 1 << 21
+#: Samples are run together up to this size [bytes]: enough to hide what calling the kernels costs, little enough that
+#: what one layer wrote is still in a cache when the next one reads it.
+CACHE = 1 << 23
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ def _bytes_of(plan: Plan, steps: int) -> tuple[int, int]:
     # What the input sent, the image as it came and as it is laid out, and where it is not 0.
     each = 4 * pixels * (plan.history[source.name] + steps) + (8 + 4 + 1) * pixels * steps
     for layer in plan.layers:
-        size, history, states = layer.population.size, plan.history[layer.name], np.dtype(layer.state).itemsize
+        size, history, states = layer.size, plan.history[layer.name], layer.state.itemsize
         shared += 4 * steps * size + 64 * plan.graph.timesteps
         each += size * (2 * history + steps + 2 * states)
         each += size * (states + 8) * steps * (source.biases == layer.name)
@@ -67,7 +69,7 @@ def _scratch_bytes(plan: Plan, slot: int, steps: int) -> int:
 
 def _activation_bytes(layer: Layer, steps: int) -> int:
     frames = steps + 1
-    return frames * (layer.population.size + layer.slack) * (np.dtype(layer.sums).itemsize + 1)
+    return frames * (layer.size + layer.slack) * (layer.sums.itemsize + 1)
 
 
 class Workspace:
@@ -91,18 +93,17 @@ class Workspace:
         source = plan.graph.input.name
         kinds = {source: np.int32 if is_graded(plan.graph, source) else np.uint8}
         sizes = {source: int(np.prod(plan.graph.input.shape))}
-        sizes.update({layer.name: layer.population.size for layer in plan.layers})
+        sizes.update({layer.name: layer.size for layer in plan.layers})
         self.frames: dict[str, Numbers] = {
             name: np.zeros((samples, plan.history[name] + steps, size), kinds.get(name, np.uint8))
             for name, size in sizes.items()
         }
         self.u, self.v = (
-            {layer.name: np.zeros((samples, layer.population.size), layer.state) for layer in plan.layers}
-            for _ in range(2)
+            {layer.name: np.zeros((samples, layer.size), layer.state) for layer in plan.layers} for _ in range(2)
         )
         widest = _widest(plan)
         self.rows, self.ends = np.empty(widest + 1, np.int32), np.empty(widest + 1, np.int64)
-        self.by = {np.dtype(layer.sums): np.empty(widest + 1, layer.sums) for layer in plan.layers}
+        self.by = {layer.sums: np.empty(widest + 1, layer.sums) for layer in plan.layers}
         runs = [w.shape[6] * w.shape[7] for layer in plan.layers for w in layer.wirings if isinstance(w, Window)]
         self.spans = np.empty(3 * (max(runs, default=0) + 1), np.int64)
         slots = range(max(map(len, plan.blocks)))
@@ -110,18 +111,16 @@ class Workspace:
 
     def activation(self, slot: int, layer: Layer, samples: int, frames: int) -> tuple[Numbers, Numbers]:
         """Return room for the activation and the touched marks of a layer, (samples, frames, neurons + slack)."""
-        count = samples * frames * (layer.population.size + layer.slack)
-        width = np.dtype(layer.sums).itemsize
-        shape = (samples, frames, layer.population.size + layer.slack)
+        shape = (samples, frames, layer.size + layer.slack)
+        count, width = math.prod(shape), layer.sums.itemsize
         used = self._scratch[slot][: count * (width + 1)]
         return used[: count * width].view(layer.sums).reshape(shape), used[count * width :].reshape(shape)
 
     def start(self) -> None:
-        """Set all states to 0, and everything sent so far to nothing."""
-        for name, frames in self.frames.items():
-            frames[:, : self.plan.history[name]] = 0
-        for states in (*self.u.values(), *self.v.values()):
-            states[:] = 0
+        """Forget everything that was sent; states start from 0 where a chunk's first timestep resets them."""
+        for name, history in self.plan.history.items():
+            if history:
+                self.frames[name][:, :history] = 0
 
     def carry(self, steps: int) -> None:
         """Move what was sent in the last of `steps` timesteps to before the next slice."""

@@ -7,11 +7,8 @@ Lava executes every ``.py`` file beside a custom Process when it compiles: nothi
 from __future__ import annotations
 
 import importlib.util
-import json
-import math
 import os
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +16,10 @@ import numpy as np
 
 from stars_deploy.errors import TargetError
 from stars_deploy.quantized import IntArray, QuantizedGraph
-from stars_deploy.targets.base import Availability, SpikeArray, SpikeRecord
-from stars_deploy.targets.lava.isolation import run_isolated
+from stars_deploy.targets.base import Availability, SpikeRecord
+from stars_deploy.targets.lava.runs import LavaRun, execute_runs
 from stars_deploy.targets.netx_reader import read_netx
 from stars_deploy.targets.netx_writer import write_netx
-from stars_deploy.targets.reference import check_images
 
 __all__ = ["TARGET", "LavaTarget"]
 
@@ -38,12 +34,21 @@ class LavaTarget:
     ----------
     timeout : float
         Longest run [s], start-up of Lava included; then it is stopped.
+    timing : str, optional
+        ``synchronous`` (every layer answers in the timestep of its input, every sample starts anew) or ``pipelined``
+        (Lava's global time from a fresh start); by default what the file allows, see
+        :func:`~stars_deploy.targets.netx_reader.read_netx`.
+    reset_interval, reset_offset : int
+        Resets within a sample in pipelined timing, as ``hdf5.Network`` has them; 0 for none.
     """
 
     timeout: float = 3600.0
     name: str = "lava"
     filename: str = "model.net"
     summary: str = "Lava process graph from the NetX file, run by Lava itself (Python 3.10)"
+    timing: str | None = None
+    reset_interval: int = 0
+    reset_offset: int = 0
 
     def availability(self) -> Availability:
         """Say whether Lava can run here, without importing it."""
@@ -64,18 +69,26 @@ class LavaTarget:
 
     def read(self, path: Path, timesteps: int) -> QuantizedGraph:
         """Read `path` back as a graph, without Lava; see the ``netx`` target."""
-        return read_netx(path, timesteps=timesteps)
+        return read_netx(
+            path,
+            timesteps=timesteps,
+            timing=self.timing,
+            reset_interval=self.reset_interval,
+            reset_offset=self.reset_offset,
+        )
 
     def execute(self, path: Path, images: IntArray, timesteps: int) -> SpikeRecord:
-        """Run `path` in Lava on `images`, (B, C, H, W) [LSB].
+        """Run `path` in Lava on `images`, (B, *shape) or one frame for each timestep, (T, B, *shape) [LSB].
 
-        Each image is held for `timesteps`; Lava resets each layer as the next image reaches it. Layer i answers i + 1
-        steps late, which is shifted back here.
+        Where the file allows it, all samples share one run: each is held for `timesteps`, Lava resets each layer as the
+        next image reaches it, and how late a layer answers is shifted back here. Otherwise (pipelined timing) every
+        sample gets a network of its own.
 
         Raises
         ------
         TargetError
-            If Lava is not available here, failed, or took longer than ``timeout``. Its processes are stopped.
+            If Lava is not available here, failed, or took longer than ``timeout`` (its processes are stopped); or if
+            a network with loops or delays is to run in synchronous timing.
         FormatError
             If the file is damaged or holds what Lava would not execute exactly.
         QuantizationError
@@ -84,51 +97,28 @@ class LavaTarget:
         available = self.availability()
         if not available.ok:
             raise TargetError(self.name, "cannot run here", remedy=available.reason)
+        return execute_runs([self.run_of(path, images, timesteps)], self.timeout, self.name)[0]
+
+    def run_of(self, path: Path, images: IntArray, timesteps: int) -> LavaRun:
+        """Return what :meth:`execute` gives to Lava, without running it; raises what it would raise."""
         graph = self.read(path, timesteps)
-        check_images(graph, images)
-        with tempfile.TemporaryDirectory(prefix="stars-deploy-lava-") as name:
-            folder = Path(name)
-            np.save(folder / "images.npy", images.astype(np.int32))
-            request = {
-                "net": str(Path(path).resolve()),
-                "timesteps": timesteps,
-                "message_bits": graph.input.precision.bits,
-                "flat": len(graph.input.shape) == 1 or len(graph.populations[0].shape) == 1,
-            }
-            (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-            command = [sys.executable, "-m", "stars_deploy.targets.lava.worker", "."]
-            run_isolated(command, folder, self.timeout, self.name)
-            return _collect(graph, folder, len(images))
+        # By default the reader chose: in pipelined time every synapse between two layers has a delay.
+        delays = [int(np.min(projection.delay)) for projection in graph.projections if projection.source != projection.target]
+        delayed = bool(delays and min(delays) > 0)
+        return LavaRun(
+            path=path,
+            graph=graph,
+            images=images,
+            pipelined=self.timing == "pipelined" or (self.timing is None and delayed),
+            reset_interval=self.reset_interval,
+            reset_offset=self.reset_offset,
+        )
 
 
 def _installed() -> bool:
     spec = importlib.util.find_spec("lava")  # only the top: looking further down would import it
     places = spec.submodule_search_locations if spec else None
     return any(Path(place, "lib", "dl", "netx").is_dir() for place in places or ())
-
-
-def _collect(graph: QuantizedGraph, folder: Path, samples: int) -> SpikeRecord:
-    spikes = {
-        population.name: _read_spikes(folder / f"layer{index}.bits", index, population.shape, samples, graph.timesteps)
-        for index, population in enumerate(graph.populations)
-    }
-    depth, output = len(graph.populations), graph.output
-    steps = samples * graph.timesteps + depth
-    potential = np.fromfile(folder / "potential.i32", dtype=np.int32).reshape(steps, *output.shape[::-1])
-    last = np.arange(1, samples + 1) * graph.timesteps + depth - 1  # the output answers `depth` steps late
-    order = (0, *range(len(output.shape), 0, -1))  # Lava's arrays are (W, H, C)
-    return SpikeRecord(spikes=spikes, potential=potential[last].transpose(order).reshape(samples, -1).astype(np.int64))
-
-
-def _read_spikes(path: Path, index: int, shape: tuple[int, ...], samples: int, timesteps: int) -> SpikeArray:
-    """Return the spikes of layer `index` as (T, B, *shape), from the bits that its sink wrote for each step."""
-    size = math.prod(shape)
-    bits = np.fromfile(path, dtype=np.uint8).reshape(-1, (size + 7) // 8)
-    ours = bits[index + 1 : index + 1 + samples * timesteps]
-    flat = np.unpackbits(ours, axis=1, count=size).astype(bool)
-    order = (1, 0, *range(len(shape) + 1, 1, -1))
-    spikes: SpikeArray = flat.reshape(samples, timesteps, *shape[::-1]).transpose(order)
-    return spikes
 
 
 TARGET = LavaTarget()

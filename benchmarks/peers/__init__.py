@@ -1,0 +1,1 @@
+"""One module for each system: ``measure(request)`` returns its figures."""
