@@ -5,6 +5,7 @@ A layer is run over all timesteps of a slice at once; only layers that depend on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,9 +13,9 @@ import numpy as np
 
 from stars_deploy.engine.kernels import count_spikes, project_frames, project_synapses
 from stars_deploy.engine.neurons import update_narrow, update_wide
-from stars_deploy.engine.plan import Layer, Numbers, Plan, Window, Wiring, lay_out, restore
+from stars_deploy.engine.plan import Layer, Numbers, Plan, Window, Wiring, restore
 from stars_deploy.engine.tally import Fans, Tally
-from stars_deploy.engine.workspace import Extent, Workspace
+from stars_deploy.engine.workspace import Extent, Workspace, padded_zeros
 from stars_deploy.populations import STATE_EXP, IntArray
 from stars_deploy.targets.base import SpikeArray
 
@@ -96,9 +97,10 @@ class Runner:
     def _show(self, images: IntArray) -> Numbers:
         """Return images as frames, (B, 1 or steps, neurons)."""
         source = self.plan.graph.input
-        flat = lay_out(images, source.shape)
-        frames = flat[:, np.newaxis] if self._stays else flat.swapaxes(0, 1)
-        return np.ascontiguousarray(frames, dtype=self._space.frames[source.name].dtype)
+        frames = images[:, np.newaxis] if self._stays else images.swapaxes(0, 1)
+        shown = padded_zeros((*frames.shape[:2], math.prod(source.shape)), self._space.frames[source.name].dtype)
+        restore(shown, source.shape)[:] = frames
+        return shown
 
     def _load_input(self, part: _Slice) -> None:
         source, shown = self.plan.graph.input, self._shown

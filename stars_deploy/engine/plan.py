@@ -144,15 +144,15 @@ def make_plan(graph: QuantizedGraph) -> Plan:
     return Plan(graph=graph, layers=layers, blocks=_find_blocks(graph, layers), history=history)
 
 
-def lay_out(values: Numbers, shape: tuple[int, ...]) -> Numbers:
-    """Return `values` (..., *shape) flat and channels last, (..., neurons), C-ordered."""
+def lay_out(values: Numbers, shape: tuple[int, ...], kind: npt.DTypeLike | None = None) -> Numbers:
+    """Return `values` (..., *shape) flat and channels last, (..., neurons), C-ordered, in their type or in `kind`."""
     if len(shape) == 3:
         values = np.moveaxis(values, -3, -1)
-    return np.ascontiguousarray(values).reshape(*values.shape[: values.ndim - len(shape)], -1)
+    return np.ascontiguousarray(values, dtype=kind).reshape(*values.shape[: values.ndim - len(shape)], -1)
 
 
 def restore(values: Numbers, shape: tuple[int, ...]) -> Numbers:
-    """Undo :func:`lay_out`: return `values` (..., neurons) as (..., *shape)."""
+    """Undo :func:`lay_out`: return a view of `values` (..., neurons) as (..., *shape)."""
     if len(shape) != 3:
         return values.reshape(*values.shape[:-1], *shape)
     channels, height, width = shape

@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
+from stars_deploy.engine.lanes import UNIT
 from stars_deploy.engine.plan import Layer, Numbers, Plan, Window, is_graded
 from stars_deploy.errors import ConfigError
 
@@ -72,6 +74,12 @@ def _activation_bytes(layer: Layer, steps: int) -> int:
     return frames * (layer.size + layer.slack) * (layer.sums.itemsize + 1)
 
 
+def padded_zeros(shape: tuple[int, ...], kind: npt.DTypeLike) -> Numbers:
+    """Return zeros with some more values behind them, for kernels that read a vector at the end of the last frame."""
+    count = math.prod(shape)
+    return np.zeros(count + UNIT, kind)[:count].reshape(shape)
+
+
 class Workspace:
     """Arrays for a chunk of samples and a slice of timesteps; made once and used for one chunk after another.
 
@@ -95,7 +103,7 @@ class Workspace:
         sizes = {source: int(np.prod(plan.graph.input.shape))}
         sizes.update({layer.name: layer.size for layer in plan.layers})
         self.frames: dict[str, Numbers] = {
-            name: np.zeros((samples, plan.history[name] + steps, size), kinds.get(name, np.uint8))
+            name: padded_zeros((samples, plan.history[name] + steps, size), kinds.get(name, np.uint8))
             for name, size in sizes.items()
         }
         self.u, self.v = (
