@@ -188,7 +188,7 @@ class Runner:
         project_frames(
             wiring.units, wiring.graded, fresh, frames, *steps, back, ahead, wiring.shape, wiring.tables,
             wiring.nonzero, wiring.zeros, made.activation, made.touched, space.rows, space.ends,
-            space.by[layer.sums], space.spans,
+            space.by[layer.sums], space.seen, space.seen_by[layer.sums],
         )  # fmt: skip
 
     def _update(self, layer: Layer, made: _Sums, part: _Slice, first: int, last: int) -> None:

@@ -24,11 +24,11 @@ _INDEX = ir.IntType(64)
 
 @intrinsic  # type: ignore[untyped-decorator]
 def add_rows(  # numba's typing context comes first
-    typingctx: Any, units: Any, fresh: Any, acc: Any, at: Any, table: Any, base: Any, rows: Any, spans: Any, count: Any
+    typingctx: Any, units: Any, fresh: Any, acc: Any, at: Any, table: Any, base: Any, rows: Any, first: Any, last: Any
 ) -> Any:
-    """Add the table rows of some spans of events to L lanes of an accumulator.
+    """Add table rows to L lanes of an accumulator.
 
-    ``acc[at : at + L] += sum over events e of table[base + L * (rows[e] + shift) : ... + L]``.
+    ``acc[at : at + L] += sum over first <= e < last of table[base + L * rows[e] : ... + L]``.
 
     Parameters
     ----------
@@ -38,39 +38,37 @@ def add_rows(  # numba's typing context comes first
         Whether to begin with 0 and not with what the accumulator holds.
     acc, table : one-dimensional arrays
         Of one type, or the table of narrower integers.
-    at, base : int
+    at, base, first, last : int
     rows : array of int32
-    spans : array of int64, (3 * count,)
-        For each span the first event, the last one's follower, and the shift.
-    count : int
     """
-    return _signature(units, acc, table, rows, spans), _emit_fold(units.count * UNIT, _add)
+    return _signature(units, acc, table, rows), _emit_fold(units.count * UNIT, _add)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def add_scaled_rows(
-    typingctx: Any,
-    units: Any,
-    fresh: Any,
-    acc: Any,
-    at: Any,
-    table: Any,
-    base: Any,
-    rows: Any,
-    spans: Any,
-    count: Any,
+    typingctx: Any, units: Any, fresh: Any, acc: Any, at: Any, table: Any, base: Any, rows: Any, first: Any, last: Any,
     by: Any,
-) -> Any:
+) -> Any:  # fmt: skip
     """:func:`add_rows` with each row multiplied by ``by[e]``, an array of the accumulator's type."""
-    return _signature(units, acc, table, rows, spans, by), _emit_fold(units.count * UNIT, _add, scaled=True)
+    return _signature(units, acc, table, rows, by), _emit_fold(units.count * UNIT, _add, scaled=True)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def mark_rows(
-    typingctx: Any, units: Any, fresh: Any, acc: Any, at: Any, table: Any, base: Any, rows: Any, spans: Any, count: Any
+    typingctx: Any, units: Any, fresh: Any, acc: Any, at: Any, table: Any, base: Any, rows: Any, first: Any, last: Any
 ) -> Any:
     """:func:`add_rows` with a bitwise or in place of the sum."""
-    return _signature(units, acc, table, rows, spans), _emit_fold(units.count * UNIT, _join)
+    return _signature(units, acc, table, rows), _emit_fold(units.count * UNIT, _join)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def move_run(typingctx: Any, source: Any, first: Any, last: Any, shift: Any, target: Any, at: Any) -> Any:
+    """``target[at : at + last - first] = source[first : last] + shift``, 16 at a time.
+
+    Up to 15 values more are read and written behind. A float is not shifted.
+    """
+    index = types.intp
+    return types.void(source, index, index, index, target, index), _emit_move
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -89,16 +87,17 @@ def list_nonzero(typingctx: Any, frame: Any, at: Any, left: Any, number: Any, ro
     return index(frame, index, index, index, rows, index), _emit_listing
 
 
-def _signature(units: Any, acc: Any, table: Any, rows: Any, spans: Any, *more: Any) -> Any:
+def _signature(units: Any, acc: Any, table: Any, rows: Any, *more: Any) -> Any:
     index = types.intp
-    return types.void(units, types.boolean, acc, index, table, index, rows, spans, index, *more)
+    return types.void(units, types.boolean, acc, index, table, index, rows, index, index, *more)
 
 
 class _Loop:
     """A loop from `first` up to `last`, whose body folds into one value that stays in registers."""
 
-    def __init__(self, builder: Any, first: Any, last: Any, start: Any) -> None:
-        self._builder, self._last, self._start, self._before = builder, last, start, builder.block
+    def __init__(self, builder: Any, first: Any, last: Any, start: Any, step: int = 1) -> None:
+        self._builder, self._last, self._start, self._step = builder, last, start, step
+        self._before = builder.block
         self._body, self._after = (builder.append_basic_block(name) for name in ("body", "after"))
         builder.cbranch(builder.icmp_signed("<", first, last), self._body, self._after)
         builder.position_at_end(self._body)
@@ -109,7 +108,7 @@ class _Loop:
     def close(self, value: Any) -> Any:
         """End the body with the new `value`; go on behind the loop, and return what it came to."""
         builder, end = self._builder, self._builder.block
-        following = builder.add(self.index, ir.Constant(_INDEX, 1))
+        following = builder.add(self.index, ir.Constant(_INDEX, self._step))
         self.index.add_incoming(following, end)
         self.value.add_incoming(value, end)
         builder.cbranch(builder.icmp_signed("<", following, self._last), self._body, self._after)
@@ -121,39 +120,56 @@ class _Loop:
 
 
 def _emit_fold(lanes: int, combine: Callable[..., Any], *, scaled: bool = False) -> Any:
-    """Return the code generator: over all spans and their events, with the accumulator as one vector value."""
+    """Return the code generator: over all events, with the accumulator as one vector value."""
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         kind, stored = signature.args[2].dtype, signature.args[4].dtype
         vector, narrow = (ir.VectorType(context.get_data_type(each), lanes) for each in (kind, stored))
-
-        def data(place: int) -> Any:
-            return context.make_array(signature.args[place])(context, builder, values[place]).data
-
-        acc, table, rows, spans = data(2), data(4), data(6), data(7)
-        scales = data(9) if scaled else None
-        fresh, at, base, count = values[1], values[3], values[5], values[8]
+        acc, table, rows = (_data(context, builder, signature, values, place) for place in (2, 4, 6))
+        scales = _data(context, builder, signature, values, 9) if scaled else None
+        fresh, at, base, first, last = (values[place] for place in (1, 3, 5, 7, 8))
         place = _vector_at(builder, acc, at, vector)
         start = builder.select(fresh, ir.Constant(vector, None), _load(builder, place, kind))
-        outer = _Loop(builder, ir.Constant(_INDEX, 0), count, start)
-        entry = builder.gep(spans, [builder.mul(outer.index, ir.Constant(_INDEX, 3))])
-        first, last, shift = (builder.load(builder.gep(entry, [ir.Constant(_INDEX, part)])) for part in range(3))
-        inner = _Loop(builder, first, last, outer.value)
-        row = builder.add(builder.sext(builder.load(builder.gep(rows, [inner.index])), _INDEX), shift)
+        loop = _Loop(builder, first, last, start)
+        row = builder.sext(builder.load(builder.gep(rows, [loop.index])), _INDEX)
         offset = builder.add(base, builder.mul(row, ir.Constant(_INDEX, lanes)))
         terms = _load(builder, _vector_at(builder, table, offset, narrow), stored)
         terms = terms if stored == kind else builder.sext(terms, vector)
-        scale = _spread(builder, builder.load(builder.gep(scales, [inner.index])), vector) if scaled else None
-        result = outer.close(inner.close(combine(builder, inner.value, terms, scale, kind)))
+        scale = _spread(builder, builder.load(builder.gep(scales, [loop.index])), vector) if scaled else None
+        result = loop.close(combine(builder, loop.value, terms, scale, kind))
         builder.store(result, place).align = kind.bitwidth // 8
         return context.get_dummy_value()
 
     return emit
 
 
+def _emit_move(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+    """Generate the loop of :func:`move_run`."""
+    source, target = (_data(context, builder, signature, values, place) for place in (0, 4))
+    first, last, shift, at = (values[place] for place in (1, 2, 3, 5))
+    kind = signature.args[0].dtype
+    element = context.get_data_type(kind)
+    vector = ir.VectorType(element, UNIT)
+    moved = ir.Constant(_INDEX, 0)
+    loop = _Loop(builder, first, last, moved, UNIT)
+    seen = _load(builder, _vector_at(builder, source, loop.index, vector), kind)
+    if not isinstance(kind, types.Float):
+        shift = builder.trunc(shift, element) if kind.bitwidth < _INDEX.width else shift
+        seen = builder.add(seen, _spread(builder, shift, vector))
+    to = builder.add(at, builder.sub(loop.index, first))
+    builder.store(seen, _vector_at(builder, target, to, vector)).align = kind.bitwidth // 8
+    loop.close(loop.value)
+    return context.get_dummy_value()
+
+
+def _data(context: Any, builder: Any, signature: Any, values: Any, place: int) -> Any:
+    """Return the pointer to the values of the array that is argument `place`."""
+    return context.make_array(signature.args[place])(context, builder, values[place]).data
+
+
 def _emit_listing(context: Any, builder: Any, signature: Any, values: Any) -> Any:
     """Generate one comparison of 16 values, and one store of the places that passed."""
-    frame, rows = (context.make_array(signature.args[i])(context, builder, values[i]).data for i in (0, 4))
+    frame, rows = (_data(context, builder, signature, values, place) for place in (0, 4))
     at, left, number, count = values[1], values[2], values[3], values[5]
     kind, place = signature.args[0].dtype, ir.IntType(32)
     vector, places = ir.VectorType(context.get_data_type(kind), UNIT), ir.VectorType(place, UNIT)

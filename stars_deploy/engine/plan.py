@@ -29,6 +29,8 @@ GEOMETRY = (
 )
 #: Integers up to here are exact in float32.
 FLOAT_LIMIT = 1 << 24
+#: Tables up to here [bytes] stay in a cache as they are; of larger ones, narrow weights are read faster.
+_SMALL_TABLES = 1 << 16
 #: Widest accumulator that pays [bytes]: wider ones no longer fit the registers.
 _WIDEST = 256
 
@@ -240,7 +242,7 @@ def _wire(graph: QuantizedGraph, projection: Projection, sums: np.dtype[Any]) ->
         graded=is_graded(graph, projection.source),
         units=units,
         shape=np.array([*planes[1:], planes[0], *geometry, blocks], np.int64),
-        tables=tables.astype(sums if sums.kind == "f" else _narrowest(tables)),
+        tables=tables.astype(_stored_type(tables, sums)),
         nonzero=(tables != 0).astype(np.uint8),
         zeros=np.array(zeros, np.int64).ravel(),
     )
@@ -264,10 +266,12 @@ def _choose_lanes(outputs: int, sums: np.dtype[Any]) -> tuple[tuple[int, ...], i
     return (0,) * units, -(-outputs // (units * UNIT))
 
 
-def _narrowest(values: IntArray) -> np.dtype[Any]:
-    """Return the narrowest integers that hold `values`: what is read most often should be small."""
-    largest = np.result_type(np.min_scalar_type(values.min()), np.min_scalar_type(-abs(int(values.max())) - 1))
-    return np.dtype(f"i{largest.itemsize}")
+def _stored_type(tables: IntArray, sums: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the type to keep weights in: that of the sums, or narrower integers where the tables are large."""
+    if sums.kind == "f" or tables.size * sums.itemsize <= _SMALL_TABLES:
+        return sums
+    both = np.result_type(np.min_scalar_type(tables.min()), np.min_scalar_type(-abs(int(tables.max())) - 1))
+    return np.dtype(f"i{both.itemsize}")
 
 
 def _tabulate(kernel: IntArray, groups: int, blocks: int, lanes: int) -> IntArray:

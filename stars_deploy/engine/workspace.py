@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stars_deploy.engine.lanes import UNIT
-from stars_deploy.engine.plan import Layer, Numbers, Plan, Window, is_graded
+from stars_deploy.engine.plan import Layer, Numbers, Plan, is_graded
 from stars_deploy.errors import ConfigError
 
 #: Samples are run together up to this size [bytes]: enough to hide what calling the kernels costs, little enough that
@@ -50,7 +50,7 @@ def _bytes_of(plan: Plan, steps: int) -> tuple[int, int]:
     source = plan.graph.input
     pixels, widest = int(np.prod(source.shape)), _widest(plan)
     # Counters; room for the events of a frame; a row of counters as the wider integers that it is multiplied in.
-    shared = 4 * steps * pixels + widest * (4 + 8 + 16 + 8)
+    shared = 4 * steps * pixels + widest * (4 + 4 + 8 + 8 + 2 * (2 + 4 + 4 + 8))
     # What the input sent, the image as it came and as it is laid out, and where it is not 0.
     each = 4 * pixels * (plan.history[source.name] + steps) + (8 + 4 + 1) * pixels * steps
     for layer in plan.layers:
@@ -110,10 +110,12 @@ class Workspace:
             {layer.name: np.zeros((samples, layer.size), layer.state) for layer in plan.layers} for _ in range(2)
         )
         widest = _widest(plan)
-        self.rows, self.ends = np.empty(widest + 1, np.int32), np.empty(widest + 1, np.int64)
-        self.by = {layer.sums: np.empty(widest + 1, layer.sums) for layer in plan.layers}
-        runs = [w.shape[6] * w.shape[7] for layer in plan.layers for w in layer.wirings if isinstance(w, Window)]
-        self.spans = np.empty(3 * (max(runs, default=0) + 1), np.int64)
+        # Events are moved in vectors, which reach behind the last one.
+        self.rows, self.seen = np.empty(widest + UNIT, np.int32), np.empty(widest + UNIT, np.int32)
+        self.by, self.seen_by = (
+            {layer.sums: np.empty(widest + UNIT, layer.sums) for layer in plan.layers} for _ in "ab"
+        )
+        self.ends = np.empty(widest + 1, np.int64)
         slots = range(max(map(len, plan.blocks)))
         self._scratch = [np.empty(samples * _scratch_bytes(plan, slot, steps), np.uint8) for slot in slots]
 

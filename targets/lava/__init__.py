@@ -103,7 +103,9 @@ class LavaTarget:
         """Return what :meth:`execute` gives to Lava, without running it; raises what it would raise."""
         graph = self.read(path, timesteps)
         # By default the reader chose: in pipelined time every synapse between two layers has a delay.
-        delays = [int(np.min(projection.delay)) for projection in graph.projections if projection.source != projection.target]
+        delays = [
+            int(np.min(projection.delay)) for projection in graph.projections if projection.source != projection.target
+        ]
         delayed = bool(delays and min(delays) > 0)
         return LavaRun(
             path=path,
