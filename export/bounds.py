@@ -119,6 +119,7 @@ def bound_states(
     # Extremes only grow: should int64 overflow in a later timestep, the first one beyond the limit still counts.
     extremes = [0, 0, 0, 0]
     for _ in range(timesteps):
+        before = (u_low, u_high, v_low, v_high)
         u_low = decayed(u_low, population.decay_u) + (low << STATE_EXP)
         u_high = decayed(u_high, population.decay_u) + (high << STATE_EXP)
         v_low = decayed(v_low, population.decay_v) + u_low + bias_low
@@ -132,6 +133,8 @@ def bound_states(
         # What exceeds the threshold (at least 0) fires and goes to 0; what does not stays.
         v_low = np.where(v_high > threshold, np.minimum(v_low, 0), v_low)
         v_high = np.minimum(v_high, threshold)
+        if all(map(np.array_equal, before, (u_low, u_high, v_low, v_high))):
+            break  # later timesteps repeat this one
     return StateBounds(u_low=extremes[0], u_high=extremes[1], v_low=extremes[2], v_high=extremes[3])
 
 

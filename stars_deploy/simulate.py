@@ -33,8 +33,22 @@ class Measurement:
 
 #: Runs a batch of quantised images, (B, *shape) or (T, B, *shape) [LSB].
 Measure = Callable[[IntArray], Measurement]
-#: Prepares a graph for measuring.
-Engine = Callable[[QuantizedGraph], Measure]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What runs networks.
+
+    Parameters
+    ----------
+    prepare : callable
+        Makes a graph ready for measuring.
+    samples : int
+        Most samples that it should be given at a time.
+    """
+
+    prepare: Callable[[QuantizedGraph], Measure]
+    samples: int
 
 
 def fast_engine(threads: int | None = None, memory: int = DEFAULT_MEMORY) -> Engine:
@@ -55,7 +69,7 @@ def fast_engine(threads: int | None = None, memory: int = DEFAULT_MEMORY) -> Eng
 
         return measure
 
-    return prepare
+    return Engine(prepare=prepare, samples=256)
 
 
 def recording_engine(execute: Execute) -> Engine:
@@ -71,7 +85,7 @@ def recording_engine(execute: Execute) -> Engine:
 
         return measure
 
-    return prepare
+    return Engine(prepare=prepare, samples=32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,20 +201,15 @@ def run_evaluation(
         timestep.
     labels : array of int, (samples,), optional
     batch_size : int, optional
-        Samples quantised at a time, at most 256 unless given; an engine that records needs ``batch_size * timesteps``
-        bytes for each neuron.
+        Samples run at a time; by default what suits the engine and `image_memory`.
     image_memory : int
-        What the quantised images of a batch may take [bytes], where `batch_size` is not given.
+        What the quantised images of a batch may take [bytes].
     timesteps : int, optional
         In place of ``graph.timesteps``; prove the bounds for it first.
     engine : Engine, optional
         :func:`fast_engine` unless another is given.
     progress : callable, optional
         ``progress(done, total)`` [samples], after each batch.
-
-    Returns
-    -------
-    Evaluation
 
     Raises
     ------
@@ -213,16 +222,15 @@ def run_evaluation(
     TargetError
         If an engine records spikes of another shape.
     """
-    if batch_size is not None and batch_size < 1:
-        raise ConfigError("batch_size", batch_size, "at least 1")
-    if timesteps is not None and timesteps < 1:
-        raise ConfigError("timesteps", timesteps, "at least 1", "ask for one timestep or more")
+    for name, value in (("batch_size", batch_size), ("timesteps", timesteps)):
+        if value is not None and value < 1:
+            raise ConfigError(name, value, "at least 1", f"ask for a {name} of one or more")
+    runner = engine or fast_engine()
     network = graph if timesteps is None else graph.with_timesteps(timesteps)
     pixels = _checked_images(network, images)
     truth = None if labels is None else _checked_labels(network, labels, len(pixels))
-    measure = (engine or fast_engine())(network)
-    size = batch_size or max(1, min(256, image_memory // (_PIXEL_BYTES * pixels[0].size)))
-    predictions, messages, counts = _run_batches(network, pixels, size, measure, progress)
+    size = batch_size or max(1, min(runner.samples, image_memory // (_PIXEL_BYTES * pixels[0].size)))
+    predictions, messages, counts = _run_batches(network, pixels, size, runner.prepare(network), progress)
     return Evaluation(
         timesteps=network.timesteps,
         samples=len(pixels),

@@ -89,7 +89,7 @@ def execute(cases, folder):
     return {case.seed: (run.graph, records[case.seed]) for case, run in zip(cases, runs, strict=True)}
 
 
-def check(case, graph, lava):
+def check_agreement(case, graph, lava):
     assert find_difference(case.timed, graph) == ""
     for name, run in (("reference", run_reference), ("engine", run_fast)):
         ours = run(graph, case.images)
@@ -107,7 +107,7 @@ def answers(tmp_path_factory):
 @pytest.mark.lava
 @pytest.mark.parametrize("seed", SEEDS)
 def test_lava_equals_reference_and_engine(seed, answers):
-    check(random_case(seed), *answers[seed])
+    check_agreement(random_case(seed), *answers[seed])
 
 
 @pytest.mark.lava
@@ -117,7 +117,7 @@ def test_lava_equals_reference_and_engine_on_more(seeds, tmp_path):
     cases = [random_case(seed) for seed in seeds]
     answers = execute(cases, tmp_path)
     for case in cases:
-        check(case, *answers[case.seed])
+        check_agreement(case, *answers[case.seed])
 
 
 def test_networks_are_not_tame():

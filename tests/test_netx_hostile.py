@@ -48,7 +48,7 @@ def everything(path):
     )
 
 
-def refuse_within(path, message, seconds=10, **options):
+def expect_refusal_within(path, message, seconds=10, **options):
     """Reading `path` is an error of `message`, soon and without much memory."""
     start = time.process_time()
     tracemalloc.start()
@@ -94,7 +94,7 @@ def test_absurd_shapes_are_not_allocated(tmp_path, layers, message):
         with pytest.raises(FormatError, match=message):
             read_netx(path, timesteps=1)
     else:
-        refuse_within(path, message)
+        expect_refusal_within(path, message)
 
 
 def absurd(name, shape, **options):
@@ -130,7 +130,7 @@ def test_absurd_datasets_are_not_read(tmp_path, name, shape):
     assert read_netx(path, timesteps=1)
     with h5py.File(path, "r+") as file:
         absurd(name, shape)(file)
-    refuse_within(path, f"{name}: shape")
+    expect_refusal_within(path, f"{name}: shape")
 
 
 def test_all_datasets_together_are_bounded(tmp_path, monkeypatch):
@@ -145,7 +145,7 @@ def test_too_many_layers(tmp_path):
     with h5py.File(path, "w") as file:
         for index in range(netx_chain.MAX_LAYERS + 1):
             file.create_group(f"layer/{index}")
-    refuse_within(path, "layer: 1025 layers; allowed: at most 1024")
+    expect_refusal_within(path, "layer: 1025 layers; allowed: at most 1024")
 
 
 def test_deep_json(tmp_path):
@@ -154,7 +154,7 @@ def test_deep_json(tmp_path):
     for text in (b"[" * 200_000, b'{"timesteps": ' + b"9" * 200_000 + b"}"):
         with h5py.File(path, "r+") as file:
             put("stars_deploy", np.frombuffer(text, np.uint8))(file)
-        refuse_within(path, "not a readable NetX file|stars_deploy: schema")
+        expect_refusal_within(path, "not a readable NetX file|stars_deploy: schema")
 
 
 LITTLE = """

@@ -20,6 +20,12 @@ def _digest_sources() -> str:
 _SOURCES = _digest_sources()
 
 
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` compiled into whatever calls it: handing over arrays takes longer than a few sums."""
+    inlined_function: Callable[..., Any] = njit(nogil=True, forceinline=True)(function)
+    return inlined_function
+
+
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return `function` compiled on its first call for each combination of argument types.
 

@@ -49,7 +49,7 @@ class Runner:
     """
 
     def __init__(self, plan: Plan, fans: Fans, extent: Extent) -> None:
-        self.plan, self.extent = plan, extent
+        self.plan, self.extent, self._fans = plan, extent, fans
         self.tally = Tally(plan, fans, extent.steps)
         self._space = Workspace(plan, extent)
         self._shown: Numbers = np.zeros(0)
@@ -84,6 +84,10 @@ class Runner:
             self._space.carry(steps)
         potential = restore(self._space.v[graph.output.name][:samples], graph.output.shape)
         return potential.reshape(samples, -1).astype(np.int64)
+
+    def forget(self) -> None:
+        """Begin counting anew."""
+        self.tally = Tally(self.plan, self._fans, self.extent.steps)
 
     def close(self) -> None:
         """Finish the counts after the last chunk."""

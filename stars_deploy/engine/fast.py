@@ -13,7 +13,7 @@ import numpy.typing as npt
 from stars_deploy.engine.execution import Runner
 from stars_deploy.engine.plan import make_plan
 from stars_deploy.engine.tally import Fans
-from stars_deploy.engine.workspace import choose_extent
+from stars_deploy.engine.workspace import Extent, choose_extent
 from stars_deploy.errors import ConfigError
 from stars_deploy.quantized import IntArray, QuantizedGraph
 from stars_deploy.synops import LayerCounts
@@ -75,6 +75,8 @@ class FastEngine:
         self.threads = threads or _processors()
         self._plan = make_plan(graph)
         self._fans = Fans(self._plan)
+        #: Those of the last run: fresh memory costs more than running a small network in it.
+        self._idle: list[Runner] = []
 
     def run(self, images: IntArray, *, record: Collection[str] = ()) -> FastRun:
         """Run a batch of quantised images.
@@ -101,7 +103,7 @@ class FastEngine:
         memory = self.memory - potential.nbytes - sum(spikes.nbytes for spikes in recorded.values())
         extent = choose_extent(self._plan, -(-samples // threads) or 1, memory // threads)
         chunks = iter([slice(start, start + extent.samples) for start in range(0, samples, extent.samples)])
-        runners = [Runner(self._plan, self._fans, extent) for _ in range(threads)]
+        runners = self._take_runners(extent, threads)
 
         def work(runner: Runner) -> None:
             for chunk in chunks:  # shared: each thread takes the next (a list's iterator is atomic)
@@ -114,7 +116,17 @@ class FastEngine:
         else:
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(work, runners))
-        return FastRun(potential=potential, counts=_merge(runners), spikes=recorded)
+        counts = _merge(runners)
+        self._idle = runners
+        return FastRun(potential=potential, counts=counts, spikes=recorded)
+
+    def _take_runners(self, extent: Extent, threads: int) -> list[Runner]:
+        """Return runners that have counted nothing; whoever runs at the same time gets others."""
+        idle, self._idle = self._idle, []
+        fitting = [runner for runner in idle if runner.extent == extent][:threads]
+        for runner in fitting:
+            runner.forget()
+        return fitting + [Runner(self._plan, self._fans, extent) for _ in range(threads - len(fitting))]
 
     def _recordings(self, record: Collection[str], samples: int) -> dict[str, SpikeArray]:
         names = [population.name for population in self.graph.populations]

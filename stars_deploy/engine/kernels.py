@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stars_deploy.engine.compilation import compiled
+from stars_deploy.engine.compilation import compiled, inlined
 from stars_deploy.engine.lanes import (
     LISTS_IN_VECTORS,
     UNIT,
@@ -28,7 +28,7 @@ _BLOCK = 4096
 _MARKED = 8
 
 
-@compiled
+@inlined
 def list_in_vectors(frame: Any, pixels: int, channels: int, first: int, width: int, rows: Any, ends: Any) -> None:
     """List what :func:`list_one_by_one` lists, 16 values at a time; reads up to 15 values behind the frame."""
     count = 0
@@ -39,8 +39,12 @@ def list_in_vectors(frame: Any, pixels: int, channels: int, first: int, width: i
         for at in range(0, pixels * channels, UNIT):
             listed = list_nonzero(frame, at, pixels * channels - at, at, rows, listed)
         for pixel in range(pixels):
-            for channel in range(channels):
-                count += frame[pixel * channels + channel] != 0
+            if channels == 3:  # colours: a loop would take longer than its body
+                at = 3 * pixel
+                count += (frame[at] != 0) + (frame[at + 1] != 0) + (frame[at + 2] != 0)
+            else:
+                for channel in range(channels):
+                    count += frame[pixel * channels + channel] != 0
             ends[pixel + 1] = count
         return
     for pixel in range(pixels):
@@ -50,7 +54,7 @@ def list_in_vectors(frame: Any, pixels: int, channels: int, first: int, width: i
         ends[pixel + 1] = count
 
 
-@compiled
+@inlined
 def list_one_by_one(frame: Any, pixels: int, channels: int, first: int, width: int, rows: Any, ends: Any) -> None:
     """List what is not 0 in channels [first, first + width) of a frame as ``pixel * width + channel``.
 
@@ -66,7 +70,7 @@ def list_one_by_one(frame: Any, pixels: int, channels: int, first: int, width: i
         ends[pixel + 1] = count
 
 
-@compiled
+@inlined
 def _list_spikes(frame: Any, pixels: int, channels: int, first: int, width: int, rows: Any, ends: Any) -> None:
     """Choose the faster of two ways to list."""
     if LISTS_IN_VECTORS and width >= _LEAST_VECTOR:
@@ -75,7 +79,7 @@ def _list_spikes(frame: Any, pixels: int, channels: int, first: int, width: int,
         list_one_by_one(frame, pixels, channels, first, width, rows, ends)
 
 
-@compiled
+@inlined
 def _list_values(frame: Any, rows: Any, ends: Any, pixels: int, channels: int, first: int, width: int, by: Any) -> None:
     """Copy the values that go with the rows that :func:`_list_spikes` listed."""
     for pixel in range(pixels):
@@ -83,7 +87,7 @@ def _list_values(frame: Any, rows: Any, ends: Any, pixels: int, channels: int, f
             by[event] = frame[pixel * channels + first + rows[event] - pixel * width]
 
 
-@compiled
+@inlined
 def _taps_within(start: int, step: int, taps: int, size: int) -> tuple[int, int]:
     """Return the range of taps t of a kernel for which ``start + t * step`` lies in [0, size)."""
     first = max(0, -(start // step))
@@ -91,7 +95,7 @@ def _taps_within(start: int, step: int, taps: int, size: int) -> tuple[int, int]
     return first, max(first, last)
 
 
-@compiled
+@inlined
 def _gather_events(
     graded: bool, top: int, low: int, high: int, dilate_y: int, left: int, dilate_x: int, source_x: int, kernel_x: int,
     width: int, ends: Any, rows: Any, by: Any, seen: Any, seen_by: Any,
@@ -135,7 +139,30 @@ def _mark_touched(
             return
 
 
-@compiled
+@inlined
+def _project_pixel(
+    units: Any, graded: bool, fresh: bool, table: int, blocks: int, outputs: int, size: int, tables: Any, nonzero: Any,
+    zeros: Any, seen: Any, seen_by: Any, events: int, out: Any, touched: Any, at: int,
+) -> None:  # fmt: skip
+    """Add what the events of one target pixel make in the outputs of one group, ``out[at : at + outputs]``.
+
+    They are in `blocks` tables of `size` weights, beginning with number `table`.
+    """
+    lanes = len(units) * UNIT
+    for block in range(blocks):
+        place, held = at + block * lanes, min(lanes, outputs - block * lanes)
+        base, limit = (table + block) * size, zeros[table + block]
+        if graded:
+            add_scaled_rows(units, fresh, out, place, tables, base, seen, 0, events, seen_by)
+        else:
+            add_rows(units, fresh, out, place, tables, base, seen, 0, events)
+        if fresh or events > limit:
+            touched[place : place + held] = events > limit
+        if 0 < events <= limit:
+            _mark_touched(units, nonzero, base, seen, events, touched, place, held)
+
+
+@inlined
 def project_frame(
     units: Any, graded: bool, fresh: bool, frame: Any, shape: Any, tables: Any, nonzero: Any, zeros: Any, out: Any,
     touched: Any, rows: Any, ends: Any, by: Any, seen: Any, seen_by: Any,
@@ -165,14 +192,8 @@ def project_frame(
     rows, ends, by, seen, seen_by : arrays
         Room for the events of a frame, for those that a pixel sees, and for 16 more.
     """
-    source_y, source_x, channels, target_y, target_x, targets = (
-        shape[0],
-        shape[1],
-        shape[2],
-        shape[3],
-        shape[4],
-        shape[5],
-    )
+    source_y, source_x, channels = shape[0], shape[1], shape[2]
+    target_y, target_x, targets = shape[3], shape[4], shape[5]
     kernel_y, kernel_x, stride_y, stride_x, pad_y, pad_x = shape[6], shape[7], shape[8], shape[9], shape[10], shape[11]
     dilate_y, dilate_x, groups, blocks = shape[12], shape[13], shape[14], shape[15]
     pixels, lanes = source_y * source_x, len(units) * UNIT
@@ -195,18 +216,11 @@ def project_frame(
                 )  # fmt: skip
                 if events == 0 and not fresh:
                     continue
-                for block in range(blocks):
-                    at = (y * target_x + x) * targets + group * outputs + block * lanes
-                    held = min(lanes, outputs - block * lanes)
-                    table = (group * blocks + block) * size
-                    if graded:
-                        add_scaled_rows(units, fresh, out, at, tables, table, seen, 0, events, seen_by)
-                    else:
-                        add_rows(units, fresh, out, at, tables, table, seen, 0, events)
-                    if fresh or events > zeros[group * blocks + block]:
-                        touched[at : at + held] = events > zeros[group * blocks + block]
-                    if 0 < events <= zeros[group * blocks + block]:
-                        _mark_touched(units, nonzero, table, seen, events, touched, at, held)
+                at = (y * target_x + x) * targets + group * outputs
+                _project_pixel(
+                    units, graded, fresh, group * blocks, blocks, outputs, size, tables, nonzero, zeros, seen, seen_by,
+                    events, out, touched, at,
+                )  # fmt: skip
 
 
 @compiled

@@ -10,32 +10,44 @@ from typing import Any
 
 import numpy as np
 
-from stars_deploy.engine.compilation import compiled
+from stars_deploy.engine.compilation import compiled, inlined
 from stars_deploy.populations import DECAY_BITS, DECAY_ONE, STATE_EXP, STATE_LIMIT
 
 #: Neurons advanced together.
 _BLOCK = 2048
 
 
-def _compile_update(kind: Any) -> Any:
-    """Return the update with state variables of `kind`; numba widens every result, so each is cast back."""
-    # Numbers of the type at hand, so that nothing is widened.
-    low_bits, exponent, spread = kind(DECAY_ONE - 1), kind(STATE_EXP), kind(DECAY_BITS)
-    limit, turn, zero = kind(STATE_LIMIT), kind(2 * STATE_LIMIT), kind(0)
-    highest, lowest = kind(STATE_LIMIT - 1), kind(1 - STATE_LIMIT)
+def _compile_decay(kind: Any) -> Any:
+    """Return ``trunc(state * keep / 4096)`` in numbers of `kind`; numba widens every result, so each is cast back."""
+    low_bits, spread, zero = kind(DECAY_ONE - 1), kind(DECAY_BITS), kind(0)
 
-    @compiled
+    @inlined
     def decay(state: Any, keep: Any) -> Any:
         # state * keep needs 36 bits; its upper and its lower part do not. Rounding up makes negatives go toward 0.
         upward = low_bits if state < zero else zero
         low = kind(kind(kind(state & low_bits) * keep) + upward)
         return kind(kind(kind(state >> spread) * keep) + kind(low >> spread))
 
-    @compiled
+    return decay
+
+
+def _compile_wrap(kind: Any) -> Any:
+    """Return the one wrap of a current into 24 bits."""
+    limit, turn = kind(STATE_LIMIT), kind(2 * STATE_LIMIT)
+
+    @inlined
     def wrap(current: Any) -> Any:
         if current > limit:
             return kind(current - turn)
         return kind(current + turn) if current <= -limit else current
+
+    return wrap
+
+
+def _compile_update(kind: Any) -> Any:
+    """Return the update with state variables of `kind`."""
+    decay, wrap = _compile_decay(kind), _compile_wrap(kind)
+    exponent, zero, highest, lowest = kind(STATE_EXP), kind(0), kind(STATE_LIMIT - 1), kind(1 - STATE_LIMIT)
 
     @compiled
     def update(
@@ -51,13 +63,8 @@ def _compile_update(kind: Any) -> Any:
         frame_of : array of int64, (T,)
         bias : array of `kind`, (B or 1, T or 1, N)
             Shifted already.
-        keep_u, keep_v : array of `kind`, (N,)
-            4096 - decay.
-        leaks : bool
-            Whether a current outlasts its timestep; ``u`` is not touched otherwise.
-        threshold : array of `kind`, (N,)
-            Shifted already.
-        resets : array of bool, (T,)
+        keep_u, keep_v, leaks, threshold, resets
+            See :class:`~stars_deploy.engine.plan.Layer`.
         u, v : array of `kind`, (B, N)
             Advanced in place.
         spikes : array of uint8, (B, frames, N)

@@ -106,10 +106,8 @@ def simulate_model(
         How a ``.net`` is read.
     hardware : str
         ``loihi1``, ``loihi2`` or a YAML profile.
-    engine : EngineChoice, optional
-    recording : Recording, optional
-        Spikes to keep; only the fast engine can.
-    observer : Observer, optional
+    engine, recording, observer
+        The fast engine, no spikes kept and nobody told, unless given.
 
     Raises
     ------
@@ -125,8 +123,6 @@ def simulate_model(
     image_memory = min(64 << 20, choice.memory // 4)
     choice = replace(choice, memory=choice.memory - image_memory)
     prepared = _engine(choice, model, graph, reading or Reading())
-    if overflow := find_overflow(graph):
-        watch.noted(overflow)
     samples = _simulated_on(replace(model, graph=graph), data, root, limit)
     with watch.stage("simulate"):
         evaluation = run_evaluation(
@@ -137,16 +133,22 @@ def simulate_model(
         "model": str(path),
         "engine": choice.name,
         "data": samples.source,
-        "samples": evaluation.samples,
-        "timesteps": evaluation.timesteps,
-        "accuracy": evaluation.accuracy,
-        "overflow": overflow,
-        "counts": summarize_counts(evaluation),
+        "overflow": find_overflow(graph),
+        **_summarize(evaluation),
         **summarize_cost(estimate_cost(graph, evaluation, profile, teacher_macs=model.teacher_macs)),
     }
     if recording is not None:
         summary["recorded"] = _record(graph, samples, recording, choice, watch)
     return Simulation(evaluation=evaluation, summary=summary)
+
+
+def _summarize(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "samples": evaluation.samples,
+        "timesteps": evaluation.timesteps,
+        "accuracy": evaluation.accuracy,
+        "counts": summarize_counts(evaluation),
+    }
 
 
 def _record(
