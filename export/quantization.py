@@ -29,6 +29,9 @@ from stars_deploy.quantized import (
     QuantizedInput,
 )
 
+#: Most bits of an image's payload: what cameras and data sets have.
+IMAGE_BITS = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class FloatLayer:
@@ -155,12 +158,14 @@ def quantized_input(graph: SpikingGraph, bits: int) -> QuantizedInput:
     Raises
     ------
     QuantizationError
-        If pixels can be negative (graded input is unsigned) or can only be 0.
+        If pixels can be negative (graded input is unsigned) or can only be 0, or `bits` is out of range.
     """
     if graph.input.low < 0 or graph.input.high <= 0:
         raise QuantizationError(
             graph.input.name, f"pixels from {graph.input.low} to {graph.input.high}", "from 0 to a positive number"
         )
+    if not 1 <= bits <= IMAGE_BITS:
+        raise QuantizationError(f"{graph.input.name}.precision", f"{bits} bits", f"1 to {IMAGE_BITS}")
     precision = Precision(bits=bits, signed=False)
     scale = precision.high / graph.input.high
     return QuantizedInput(name=graph.input.name, shape=graph.input.shape, precision=precision, scale=scale)
