@@ -481,9 +481,9 @@ def test_compare_needs_models_and_data(built, tmp_path):
 def test_a_file_alone_runs_and_says_where_it_could_overflow(built):
     file = built[0].directory / "model.net"
     assert simulate_model(file, data="digits", limit=2).summary["overflow"] == ""
-    summary = simulate_model(file, data="digits", limit=2, timesteps=4000).summary
+    summary = simulate_model(file, data="digits", limit=2, timesteps=1500).summary
     assert "lif1 accumulates up to" in summary["overflow"] and "24-bit" in summary["overflow"]
-    assert "24-bit" in compare_models([file], timesteps=(4000,), data="digits", limit=2)[0].note
+    assert "24-bit" in compare_models([file], timesteps=(1500,), data="digits", limit=2)[0].note
 
 
 def test_verify_names_the_layer_that_was_changed(copied):
