@@ -297,3 +297,15 @@ def count_spikes(spikes: Any, touched: Any, frame_of: Any, offset: int, emitted:
                     total[neuron] = np.int32(total[neuron] + np.int32(fired[neuron]))
                     busy = np.int32(busy + np.int32(np.uint8(fired[neuron] | marks[neuron])))
                 active[step] += busy
+
+
+@compiled
+def weigh_messages(messages: Any, fan: Any) -> int:
+    """Return the sum over neurons of their messages times their fan-out.
+
+    NumPy would copy the counters to wider integers first, or call a BLAS whose idle threads wait busily.
+    """
+    total = 0
+    for neuron in range(len(messages)):
+        total += messages[neuron] * fan[neuron]
+    return total

@@ -1,12 +1,10 @@
-"""Counting while running: what every population sent, and what it made the others do.
-
-Counts are multiplied in double precision, which NumPy does much faster than in integers and which is exact below 2**53.
-"""
+"""Counting while running: what every population sent, and what it made the others do."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from stars_deploy.engine.kernels import weigh_messages
 from stars_deploy.engine.plan import Plan, lay_out
 from stars_deploy.synops import LayerCounts, Wire, wire_up
 
@@ -20,7 +18,7 @@ class Fans:
         shapes = {wire.projection.source: graph.shape_of(wire.projection.source) for wire in self.wires}
         self.effective, self.stored = (
             tuple(
-                lay_out(fan.reshape(shapes[wire.projection.source]), shapes[wire.projection.source], np.float64)
+                lay_out(fan.reshape(shapes[wire.projection.source]), shapes[wire.projection.source])
                 for wire, fan in zip(self.wires, fans, strict=True)
             )
             for fans in ([wire.effective for wire in self.wires], [wire.stored for wire in self.wires])
@@ -62,10 +60,9 @@ class Tally:
             begin = first + wire.delay
             sums = self._sums[wire.projection.target]
             kind = "input" if wire.projection.source == source else "spike"
-            for step, row in enumerate(arriving, start=begin):
-                messages = row.astype(np.float64)
-                sums[kind][step] += int(messages @ effective)
-                sums["dense"][step] += int(messages @ stored)
+            for step, messages in enumerate(arriving, start=begin):
+                sums[kind][step] += weigh_messages(messages, effective)
+                sums["dense"][step] += weigh_messages(messages, stored)
         for layer in self._plan.layers:
             self._sums[layer.name]["spikes"][first : first + steps] += self.emitted[layer.name][:steps].sum(
                 axis=1, dtype=np.int64
