@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -66,13 +67,18 @@ def connections(projection: Projection, shape: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Wire:
-    """Synapses of one delay, prepared for counting: fan-out per source neuron, and their non-zero weights as ones."""
+    """Synapses of one delay, prepared for counting: fan-out per source neuron (flat)."""
 
     projection: Projection
     delay: int
     effective: IntArray
     stored: IntArray
-    ones: Projection
+
+    @cached_property
+    def ones(self) -> Projection:
+        """The synapses with 1 for each non-zero weight; made only for who counts from a record of spikes."""
+        weight = (self.projection.weight != 0).astype(np.int64)
+        return replace(self.projection, weight=weight, precision=_BIT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +113,6 @@ def wire_up(graph: QuantizedGraph) -> tuple[Wire, ...]:
             delay=delay,
             effective=fan_out(synapses, graph.shape_of(projection.source)).ravel(),
             stored=_stored(projection, delay, graph.shape_of(projection.source)).ravel(),
-            ones=replace(synapses, weight=(synapses.weight != 0).astype(np.int64), precision=_BIT),
         )
         for projection in graph.projections
         for delay, synapses in projection.by_delay()

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from random_graphs import Traits, graphs, random_graph
 
 from stars_deploy.engine import FastEngine, run_fast
+from stars_deploy.engine.kernels import list_in_vectors, list_one_by_one
 from stars_deploy.errors import ConfigError, QuantizationError, StarsDeployError
 from stars_deploy.precision import Precision
 from stars_deploy.quantized import ConvProjection, DenseProjection, Population, QuantizedGraph, QuantizedInput
@@ -527,3 +528,22 @@ def test_a_population_that_only_the_image_biases():
     record = assert_exact(graph, images)
     assert 0.1 < record.spikes["n"].mean() < 0.9
     assert_exact(replace(graph, timesteps=4), np.random.default_rng(1).integers(-999, 999, (4, 3, 2, 2, 2)))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("width", [1, 3, 5, 16, 20, 40])
+@pytest.mark.parametrize("kind", [np.uint8, np.int32])
+def test_both_ways_to_list_spikes_agree(kind, width, groups):
+    """Which of them runs depends on the processor."""
+    random = np.random.default_rng(width)
+    pixels, channels = 7, width * groups
+    frame = np.zeros(pixels * channels + 16, kind)
+    frame[:-16] = random.integers(0, 2, pixels * channels) * random.integers(1, 100, pixels * channels)
+    frame[-16:] = 1  # behind the frame: read in vectors, never listed
+    for first in range(0, channels, width):
+        expected = np.flatnonzero(frame[:-16].reshape(pixels, channels)[:, first : first + width])
+        for listing in (list_in_vectors, list_one_by_one):
+            rows, ends = np.zeros(len(frame), np.int32), np.zeros(pixels + 1, np.int64)
+            listing(frame, pixels, channels, first, width, rows, ends)
+            assert rows[: ends[-1]].tolist() == expected.tolist()
+            assert [int((expected < pixel * width).sum()) for pixel in range(pixels + 1)] == ends.tolist()

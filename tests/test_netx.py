@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from netx_files import edit, put
 
 from stars_deploy.errors import TargetError
 from stars_deploy.precision import Precision
@@ -38,26 +39,7 @@ def written(small_chain, tmp_path_factory):
 @pytest.fixture
 def edited(written, tmp_path):
     """``edited(change)``: a copy of the file after ``change(h5py.File)``."""
-
-    def edit(change):
-        path = tmp_path / "edited.net"
-        shutil.copy(written, path)
-        with h5py.File(path, "r+") as file:
-            change(file)
-        return path
-
-    return edit
-
-
-def put(name, value, **options):
-    """A change that replaces dataset `name`."""
-
-    def change(file):
-        if name in file:
-            del file[name]
-        file.create_dataset(name, data=value, **options)
-
-    return change
+    return lambda change: edit(written, tmp_path / "edited.net", change)
 
 
 # ---------------------------------------------------------------- written and read back

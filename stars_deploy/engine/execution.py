@@ -111,7 +111,8 @@ class Runner:
         if source.biases:
             return
         self.tally.emitted[source.name][: part.steps] += (shown != 0).sum(axis=0, dtype=np.int32)
-        if not self._stays or any(layer.steady_delay is None for layer in self.plan.layers):
+        unsteady = (layer for layer in self.plan.layers if layer.steady_delay is None)
+        if not self._stays or any(wiring.source == source.name for layer in unsteady for wiring in layer.wirings):
             self._sent(source.name, part)[:] = shown
 
     def _run_block(self, block: tuple[Layer, ...], part: _Slice) -> None:

@@ -20,8 +20,6 @@ from stars_deploy.engine.lanes import (
     move_run,
 )
 
-#: Channels from which on listing in vectors is faster.
-_LEAST_VECTOR = 1
 #: Neurons counted together.
 _BLOCK = 4096
 #: Events marked before a look whether all outputs are touched.
@@ -72,8 +70,8 @@ def list_one_by_one(frame: Any, pixels: int, channels: int, first: int, width: i
 
 @inlined
 def _list_spikes(frame: Any, pixels: int, channels: int, first: int, width: int, rows: Any, ends: Any) -> None:
-    """Choose the faster of two ways to list."""
-    if LISTS_IN_VECTORS and width >= _LEAST_VECTOR:
+    """List in the way that is faster on this processor."""
+    if LISTS_IN_VECTORS:
         list_in_vectors(frame, pixels, channels, first, width, rows, ends)
     else:
         list_one_by_one(frame, pixels, channels, first, width, rows, ends)

@@ -49,8 +49,8 @@ def _bytes_of(plan: Plan, steps: int) -> tuple[int, int]:
     """Return the bytes that a thread needs for all of its samples together, and those for each sample."""
     source = plan.graph.input
     pixels, widest = int(np.prod(source.shape)), _widest(plan)
-    # Counters; room for the events of a frame; a row of counters as the wider integers that it is multiplied in.
-    shared = 4 * steps * pixels + widest * (4 + 4 + 8 + 8 + 2 * (2 + 4 + 4 + 8))
+    # Counters; room for the events of a frame, for those that a pixel sees, and for their values in each type of sums.
+    shared = 4 * steps * pixels + widest * (4 + 4 + 8 + 2 * (2 + 4 + 4 + 8))
     # What the input sent, the image as it came and as it is laid out, and where it is not 0.
     each = 4 * pixels * (plan.history[source.name] + steps) + (8 + 4 + 1) * pixels * steps
     for layer in plan.layers:
@@ -113,7 +113,7 @@ class Workspace:
         # Events are moved in vectors, which reach behind the last one.
         self.rows, self.seen = np.empty(widest + UNIT, np.int32), np.empty(widest + UNIT, np.int32)
         self.by, self.seen_by = (
-            {layer.sums: np.empty(widest + UNIT, layer.sums) for layer in plan.layers} for _ in "ab"
+            {layer.sums: np.empty(widest + UNIT, layer.sums) for layer in plan.layers} for _ in range(2)
         )
         self.ends = np.empty(widest + 1, np.int64)
         slots = range(max(map(len, plan.blocks)))
