@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from stars_deploy.bounds import bound_population, prove_bounds
 from stars_deploy.errors import QuantizationError
-from stars_deploy.export.bounds import bound_population, prove_bounds
 from stars_deploy.graph import LIF, NEURONS, Conv2d, FloatArray, Input, Integrator, Linear, Node, SpikingGraph
 from stars_deploy.precision import Precision
 from stars_deploy.quantized import (
@@ -128,7 +128,7 @@ def quantize_graph(
     Parameters
     ----------
     graph : SpikingGraph
-        After :func:`stars_deploy.export.passes.lower`.
+        After :func:`stars_deploy.lowering.passes.lower`.
     bits : int
         Weight bits, signed, 2 to 8.
     input_bits : int

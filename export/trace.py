@@ -39,7 +39,7 @@ def trace_student(student: Student, labels: tuple[str, ...] = ()) -> SpikingGrap
     Returns
     -------
     SpikingGraph
-        With normalisation and batch norms as nodes of their own (see :mod:`stars_deploy.export.passes`).
+        With normalisation and batch norms as nodes of their own (see :mod:`stars_deploy.lowering.passes`).
 
     Raises
     ------

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from stars_deploy.artifacts import written_whole
 from stars_deploy.baseline import AnnBaseline, estimate_baseline
+from stars_deploy.bounds import find_overflow
 from stars_deploy.energy import EnergyEstimate, estimate_energy
 from stars_deploy.errors import ConfigError, DataError
-from stars_deploy.export.bounds import find_overflow
 from stars_deploy.hardware import ChipProfile, CoreEstimate, estimate_cores
 from stars_deploy.latency import LatencyEstimate, estimate_latency
 from stars_deploy.quantized import QuantizedGraph

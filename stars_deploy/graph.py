@@ -20,6 +20,8 @@ import numpy.typing as npt
 from stars_deploy.errors import GraphError
 
 FloatArray = npt.NDArray[np.float64]
+#: One value for a whole population, or an array of its shape.
+Parameter = Union[float, FloatArray]
 
 
 def frozen_array(values: npt.ArrayLike, dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
@@ -161,27 +163,128 @@ class BatchNorm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scale:
+    """``y = scale * x`` for each element; ``scale`` has the shape of the input."""
+
+    name: str
+    scale: FloatArray
+
+    def __post_init__(self) -> None:
+        _float_field(self, "scale", self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool2d:
+    """Sum of the window at each place, over the window's size where ``average``; zero padding counts as values."""
+
+    name: str
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+    average: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.kernel) < 1 or min(self.stride) < 1 or min(self.padding) < 0:
+            got = f"kernel {self.kernel}, stride {self.stride}, padding {self.padding}"
+            raise GraphError(self.name, got, "kernel and stride of at least 1, padding of at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flatten:
+    """``(C, H, W)`` to ``(C H W,)`` in C order."""
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delay:
+    """``y(t) = x(t - delay)``, 0 before: one delay, or one for each element of the input [s].
+
+    Rounded to whole timesteps by the graph (:meth:`SpikingGraph.delay_steps`). A loop must pass one of at least a
+    timestep.
+    """
+
+    name: str
+    delay: FloatArray
+
+    def __post_init__(self) -> None:
+        _float_field(self, "delay", self.name)
+        if (self.delay < 0).any():
+            raise GraphError(f"{self.name}.delay", f"{self.delay.min()} s", "0 s or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LIF:
     """Leaky integrate-and-fire without a synaptic current (NIR ``LIF``, norse ``LIFBox``), hard reset.
 
     In order, each timestep: ``v += dt / tau_mem * (v_leak - v + r * i)``; ``s = v > v_threshold`` (strict);
-    ``v = v_reset`` where ``s``. Times in [s], potentials in the student's own unit.
+    ``v = v_reset`` where ``s``. Starts at 0. Times in [s], potentials in the student's own unit. Each parameter is one
+    number, or an array of the population's shape; the same holds for the other populations.
     """
 
     name: str
-    tau_mem: float
-    r: float = 1.0
-    v_leak: float = 0.0
-    v_threshold: float = 1.0
-    v_reset: float = 0.0
+    tau_mem: Parameter
+    r: Parameter = 1.0
+    v_leak: Parameter = 0.0
+    v_threshold: Parameter = 1.0
+    v_reset: Parameter = 0.0
 
     def __post_init__(self) -> None:
-        if not (self.tau_mem > 0 and self.v_threshold > self.v_reset):
-            raise GraphError(
-                self.name,
-                f"tau_mem {self.tau_mem}, v_threshold {self.v_threshold}, v_reset {self.v_reset}",
-                "tau_mem > 0 and v_threshold > v_reset",
-            )
+        _parameters(self, "tau_mem", "r", "v_leak", "v_threshold", "v_reset")
+        _check_positive(self, "tau_mem")
+        _check_threshold(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CubaLIF:
+    """Leaky integrate-and-fire with a synaptic current (NIR ``CubaLIF``), hard reset.
+
+    In order, each timestep: ``u += dt / tau_syn * (w_in * i - u)``; ``v += dt / tau_mem * (v_leak - v + r * u)``;
+    ``s = v > v_threshold`` (strict); ``v = v_reset`` where ``s``. Both start at 0; a spike leaves ``u`` as it is.
+    """
+
+    name: str
+    tau_syn: Parameter
+    tau_mem: Parameter
+    r: Parameter = 1.0
+    w_in: Parameter = 1.0
+    v_leak: Parameter = 0.0
+    v_threshold: Parameter = 1.0
+    v_reset: Parameter = 0.0
+
+    def __post_init__(self) -> None:
+        _parameters(self, "tau_syn", "tau_mem", "r", "w_in", "v_leak", "v_threshold", "v_reset")
+        _check_positive(self, "tau_syn")
+        _check_positive(self, "tau_mem")
+        _check_threshold(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IF:
+    """Integrate-and-fire without a leak (NIR ``IF``): ``v += dt * r * i``; then as :class:`LIF`."""
+
+    name: str
+    r: Parameter = 1.0
+    v_threshold: Parameter = 1.0
+    v_reset: Parameter = 0.0
+
+    def __post_init__(self) -> None:
+        _parameters(self, "r", "v_threshold", "v_reset")
+        _check_threshold(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LI:
+    """A leaky integrator that never fires (NIR ``LI``): ``v += dt / tau_mem * (v_leak - v + r * i)``."""
+
+    name: str
+    tau_mem: Parameter
+    r: Parameter = 1.0
+    v_leak: Parameter = 0.0
+
+    def __post_init__(self) -> None:
+        _parameters(self, "tau_mem", "r", "v_leak")
+        _check_positive(self, "tau_mem")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,11 +292,42 @@ class Integrator:
     """A population that never fires (NIR ``I``): ``v += dt * r * i``; the logits are ``v`` after the last timestep."""
 
     name: str
-    r: float = 1.0
+    r: Parameter = 1.0
+
+    def __post_init__(self) -> None:
+        _parameters(self, "r")
 
 
-Node = Union[Input, Normalize, Conv2d, Linear, BatchNorm, LIF, Integrator]
-NEURONS = (LIF, Integrator)
+def _parameters(node: object, *names: str) -> None:
+    """Check parameters; an array of equal values is kept as that value."""
+    for name in names:
+        where = str(getattr(node, "name", ""))
+        _float_field(node, name, where)
+        values = getattr(node, name)
+        if not values.size:
+            raise GraphError(f"{where}.{name}", "no values", "one number, or one for each neuron")
+        if values.min() == values.max():
+            object.__setattr__(node, name, float(values.flat[0]))
+
+
+def _check_positive(node: object, name: str) -> None:
+    if np.min(getattr(node, name)) <= 0:
+        raise GraphError(f"{node.name}.{name}", f"{np.min(getattr(node, name))} s", "more than 0 s")  # type: ignore[attr-defined]
+
+
+def _check_threshold(node: LIF | CubaLIF | IF) -> None:
+    if np.any(np.asarray(node.v_threshold) <= node.v_reset):
+        raise GraphError(node.name, f"v_threshold {node.v_threshold}, v_reset {node.v_reset}", "v_threshold > v_reset")
+
+
+Node = Union[
+    Input, Normalize, Conv2d, Linear, BatchNorm, Scale, Pool2d, Flatten, Delay, LIF, CubaLIF, IF, LI, Integrator
+]
+#: Populations: nodes with a state of their own.
+Neuron = Union[LIF, CubaLIF, IF, LI, Integrator]
+NEURONS = (LIF, CubaLIF, IF, LI, Integrator)
+#: Populations that fire.
+SPIKING = (LIF, CubaLIF, IF)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +339,7 @@ class SpikingGraph:
     nodes : tuple of Node
         Uniquely named.
     edges : tuple of (str, str)
-        From node to node; several edges into one neuron node add up.
+        From node to node; several edges into one node add up. A loop must pass a :class:`Delay` of at least ``dt``.
     dt : float
         Length of a timestep [s].
     timesteps : int
@@ -216,7 +350,8 @@ class SpikingGraph:
     Raises
     ------
     GraphError
-        Duplicate or unknown names, no single input, cycles, or shapes that do not fit.
+        Duplicate or unknown names, no single input, loops without a delay, delays that are no whole timesteps, or
+        shapes that do not fit.
     """
 
     nodes: tuple[Node, ...]
@@ -259,20 +394,45 @@ class SpikingGraph:
         """The one input node."""
         return next(node for node in self.nodes if isinstance(node, Input))
 
-    def ordered(self) -> tuple[Node, ...]:
-        """Return the nodes so that each comes after its sources.
+    def delay_steps(self, name: str) -> npt.NDArray[np.int64]:
+        """Return the delay of the :class:`Delay` called `name` [timesteps].
 
         Raises
         ------
         GraphError
-            If the graph has a cycle.
+            If it is not a whole number of timesteps, within a millionth.
         """
-        waiting = {node.name: set(self.sources(node.name)) for node in self.nodes}
+        node = self.node(name)
+        if not isinstance(node, Delay):
+            raise GraphError(name, type(node).__name__, "a Delay")
+        steps = node.delay / self.dt
+        whole = np.rint(steps)
+        if np.abs(steps - whole).max() > 1e-6 * max(1.0, float(whole.max())):
+            got = f"{node.delay.flat[np.abs(steps - whole).argmax()]} s"
+            raise GraphError(f"{name}.delay", got, f"whole multiples of dt = {self.dt} s")
+        return whole.astype(np.int64)
+
+    def ordered(self) -> tuple[Node, ...]:
+        """Return the nodes so that each comes after what it needs of the same timestep.
+
+        A :class:`Delay` of at least one timestep needs nothing of the same timestep.
+
+        Raises
+        ------
+        GraphError
+            If the graph has a loop without such a delay.
+        """
+        late = {n.name for n in self.nodes if isinstance(n, Delay) and self.delay_steps(n.name).min() > 0}
+        waiting = {node.name: set() if node.name in late else set(self.sources(node.name)) for node in self.nodes}
         order: list[str] = []
         while waiting:
             ready = [name for name, sources in waiting.items() if not sources]
             if not ready:
-                raise GraphError("edges", f"a cycle through {sorted(waiting)}", "feed-forward connections")
+                raise GraphError(
+                    "edges",
+                    f"a loop without a delay through {sorted(waiting)}",
+                    f"feed-forward connections, or loops with a Delay of at least dt = {self.dt} s",
+                )
             for name in ready:
                 del waiting[name]
                 order.append(name)
@@ -286,15 +446,22 @@ class SpikingGraph:
 
 
 def _infer_shapes(graph: SpikingGraph) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for node in graph.ordered():
-        if isinstance(node, Input):
-            shapes[node.name] = tuple(node.shape)
-            continue
+    graph.ordered()  # refuses loops without a delay
+    shapes: dict[str, tuple[int, ...]] = {graph.input.name: tuple(graph.input.shape)}
+    # A node in a loop gets its shape from the first of its sources that has one; the others are compared below.
+    pending = [node for node in graph.nodes if node.name not in shapes]
+    while pending:
+        known = [node for node in pending if any(source in shapes for source in graph.sources(node.name))]
+        if not known:
+            raise GraphError(pending[0].name, "is not fed by the input", "at least one source")
+        for node in known:
+            shape = next(shapes[source] for source in graph.sources(node.name) if source in shapes)
+            shapes[node.name] = _output_shape(node, shape)
+        pending = [node for node in pending if node.name not in shapes]
+    for node in graph.nodes:
         incoming = {shapes[source] for source in graph.sources(node.name)}
-        if len(incoming) != 1:
-            raise GraphError(node.name, f"inputs of shapes {sorted(incoming)}", "at least one input, all of one shape")
-        shapes[node.name] = _output_shape(node, incoming.pop())
+        if len(incoming) > 1:
+            raise GraphError(node.name, f"inputs of shapes {sorted(incoming)}", "inputs of one shape")
     return shapes
 
 
@@ -311,7 +478,22 @@ def _output_shape(node: Node, shape: tuple[int, ...]) -> tuple[int, ...]:
         if node.weight.shape[1] != features or node.bias.shape != node.weight.shape[:1]:
             raise GraphError(node.name, f"weight {node.weight.shape} for {features} inputs", f"(out, {features})")
         return (node.weight.shape[0],)
-    channels = {Normalize: "mean", BatchNorm: "gamma"}.get(type(node))
-    if channels and getattr(node, channels).shape != shape[:1]:
-        raise GraphError(node.name, f"{getattr(node, channels).shape[0]} channels", f"{shape[0]} channels")
+    if isinstance(node, Pool2d):
+        window = (shape[0], 1, *node.kernel) if len(shape) == 3 else (1, 1, *node.kernel)
+        return convolved_shape(shape, window, node.stride, node.padding, (1, 1), window[0], node.name)
+    if isinstance(node, Flatten):
+        return (int(np.prod(shape)),)
+    _check_elementwise(node, shape)
     return shape
+
+
+def _check_elementwise(node: Node, shape: tuple[int, ...]) -> None:
+    if isinstance(node, (Normalize, BatchNorm)):
+        channels = (node.mean if isinstance(node, Normalize) else node.gamma).shape
+        if channels != shape[:1]:
+            raise GraphError(node.name, f"{channels[0]} channels", f"{shape[0]} channels")
+        return
+    for name in type(node).__dataclass_fields__:
+        values = getattr(node, name)
+        if isinstance(values, np.ndarray) and values.ndim and values.shape != shape:
+            raise GraphError(f"{node.name}.{name}", f"shape {values.shape}", f"one value, or {shape}")

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stars_deploy.bounds import prove_bounds
 from stars_deploy.comparison import Cost, summarize_cost
 from stars_deploy.config import BuildConfig
-from stars_deploy.export.bounds import prove_bounds
 from stars_deploy.export.calibration import Calibration
 from stars_deploy.provenance import versions
 from stars_deploy.quantized import QuantizedGraph

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from stars_deploy.graph import SpikingGraph
 from stars_deploy.quantized import IntArray, QuantizedGraph
 
 SpikeArray = npt.NDArray[np.bool_]
@@ -60,8 +61,16 @@ class Target(Protocol):
     def availability(self) -> Availability:
         """Say whether :meth:`execute` works on this machine."""
 
-    def write(self, graph: QuantizedGraph, path: Path) -> None:
+    def write(self, graph: QuantizedGraph, path: Path, origin: SpikingGraph | None = None) -> None:
         """Write `graph` to `path`, whole or not at all.
+
+        Parameters
+        ----------
+        graph : QuantizedGraph
+        path : Path
+        origin : SpikingGraph, optional
+            The canonical float graph (:func:`stars_deploy.lowering.passes.canonicalize`) that `graph` was rounded from,
+            for a target that carries floats.
 
         Raises
         ------

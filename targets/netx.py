@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from stars_deploy.graph import SpikingGraph
 from stars_deploy.quantized import IntArray, QuantizedGraph
 from stars_deploy.targets.base import Availability, SpikeRecord
 from stars_deploy.targets.netx_reader import read_netx
@@ -24,7 +25,7 @@ class NetXTarget:
         """Available everywhere: h5py is a dependency."""
         return Availability(ok=True)
 
-    def write(self, graph: QuantizedGraph, path: Path) -> None:
+    def write(self, graph: QuantizedGraph, path: Path, origin: SpikingGraph | None = None) -> None:
         """Write `graph` to `path`; see :func:`~stars_deploy.targets.netx_writer.write_netx`."""
         write_netx(graph, path)
 

@@ -12,8 +12,8 @@ from graph_features import observed_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stars_deploy.bounds import bound_population, prove_bounds
 from stars_deploy.errors import QuantizationError
-from stars_deploy.export.bounds import bound_population, prove_bounds
 from stars_deploy.precision import Precision
 from stars_deploy.quantized import (
     VTH_NEVER,

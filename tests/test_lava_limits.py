@@ -6,9 +6,9 @@ import h5py
 import numpy as np
 import pytest
 
+from stars_deploy.bounds import prove_bounds
 from stars_deploy.engine import run_fast
 from stars_deploy.errors import FormatError, QuantizationError
-from stars_deploy.export.bounds import prove_bounds
 from stars_deploy.precision import Precision
 from stars_deploy.quantized import (
     STATE_LIMIT,

@@ -62,7 +62,7 @@ def test_wheel_holds_one_top_level_package_and_its_files(tmp_path):
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"stars_deploy"}
     for name in (
-        "stars_deploy/assets/digits.safetensors", "stars_deploy/profiles/loihi2.yaml", "stars_deploy/export/bounds.py",
+        "stars_deploy/assets/digits.safetensors", "stars_deploy/profiles/loihi2.yaml", "stars_deploy/bounds.py",
         "stars_deploy/targets/lava/worker.py", "stars_deploy/pipeline/building.py", "stars_deploy/py.typed",
     ):  # fmt: skip
         assert name in names, name

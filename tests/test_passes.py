@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from stars_deploy.errors import GraphError
 from stars_deploy.export.execution import run_float
-from stars_deploy.export.passes import PASSES, fold_batch_norm, fold_normalization, lower
 from stars_deploy.graph import LIF, BatchNorm, Conv2d, Input, Integrator, Linear, Normalize, SpikingGraph
+from stars_deploy.lowering.passes import PASSES, fold_batch_norm, fold_normalization, lower
 
 SHAPE = (2, 6, 5)
 

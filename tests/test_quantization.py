@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from stars_deploy.bounds import StateBounds, prove_bounds
 from stars_deploy.errors import QuantizationError
-from stars_deploy.export.bounds import StateBounds, prove_bounds
 from stars_deploy.export.execution import run_float
 from stars_deploy.export.quantization import append_layer, float_layers, quantize_graph, quantized_input
 from stars_deploy.graph import LIF, BatchNorm, Conv2d, Input, Integrator, Linear, Normalize, SpikingGraph

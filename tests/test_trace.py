@@ -9,9 +9,9 @@ from torch import nn
 
 from stars_deploy.errors import GraphError
 from stars_deploy.export.execution import run_float
-from stars_deploy.export.passes import lower
 from stars_deploy.export.trace import trace_student
 from stars_deploy.graph import LIF, BatchNorm
+from stars_deploy.lowering.passes import lower
 from stars_deploy.student import NeuronModel, SpikingLayer, Student, build_student
 from stars_deploy.teacher import InputFormat, Teacher
 

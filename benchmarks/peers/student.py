@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from peers.ann_weights import load_ann
-from stars_deploy.export.passes import lower
 from stars_deploy.export.quantization import quantize_graph
 from stars_deploy.export.trace import trace_student
+from stars_deploy.lowering.passes import lower
 from stars_deploy.serde import save_graph
 from stars_deploy.student import NeuronModel, SpikingLayer, Student, build_student, describe_student, save_student
 from stars_deploy.targets.netx_writer import write_netx

@@ -13,8 +13,8 @@ from typing import Any, Union
 import numpy as np
 import numpy.typing as npt
 
+from stars_deploy.bounds import signed_sums, value_range
 from stars_deploy.engine.lanes import UNIT
-from stars_deploy.export.bounds import signed_sums, value_range
 from stars_deploy.populations import DECAY_ONE, STATE_EXP, IntArray, Population
 from stars_deploy.projections import DenseProjection, Projection
 from stars_deploy.quantized import QuantizedGraph

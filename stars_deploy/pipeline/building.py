@@ -240,8 +240,8 @@ def _synthetic_images(distiller: Any, config: BuildConfig) -> SyntheticImages:
 
 
 def _quantise(config: BuildConfig, directory: RunDirectory) -> Calibration:
-    from stars_deploy.export.passes import lower
     from stars_deploy.export.trace import trace_student
+    from stars_deploy.lowering.passes import lower
     from stars_deploy.student import load_student
 
     student, plan = load_student(directory.file(STUDENT))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy.typing as npt
 
 from stars_deploy.artifacts import existing_file
+from stars_deploy.bounds import prove_bounds
 from stars_deploy.errors import ConfigError
-from stars_deploy.export.bounds import prove_bounds
 from stars_deploy.pipeline.directory import FLOAT_GRAPH, IMAGES, MODEL, RunDirectory, as_pixels
 from stars_deploy.pipeline.measuring import distinct_samples, noise_images, verify_targets, write_targets
 from stars_deploy.pipeline.models import Model, Reading, open_model, quantize_calibrated
@@ -122,8 +122,8 @@ def _quantise_student(
     path: Path, folder: Path, timesteps: int | None, bits: int, input_bits: int
 ) -> tuple[QuantizedGraph, str]:
     # torch is needed for this only, so the other commands do not wait for it.
-    from stars_deploy.export.passes import lower
     from stars_deploy.export.trace import trace_student
+    from stars_deploy.lowering.passes import lower
     from stars_deploy.student import load_student
 
     student, plan = load_student(existing_file(path))

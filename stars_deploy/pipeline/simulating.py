@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from stars_deploy.artifacts import write_arrays
+from stars_deploy.bounds import find_overflow
 from stars_deploy.comparison import estimate_cost, summarize_cost
 from stars_deploy.data import load_payloads
 from stars_deploy.engine import DEFAULT_MEMORY, FastEngine
 from stars_deploy.errors import ConfigError, TargetError
-from stars_deploy.export.bounds import find_overflow
 from stars_deploy.hardware import load_profile
 from stars_deploy.pipeline.measuring import Samples, distinct_samples
 from stars_deploy.pipeline.models import Model, Reading, evaluation_set, open_model

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from stars_deploy.errors import TargetError
+from stars_deploy.graph import SpikingGraph
 from stars_deploy.quantized import IntArray, QuantizedGraph
 from stars_deploy.targets.base import Availability, SpikeRecord
 from stars_deploy.targets.lava.runs import LavaRun, execute_runs
@@ -63,7 +64,7 @@ class LavaTarget:
             return Availability(ok=True)
         return Availability(ok=False, reason=reason)
 
-    def write(self, graph: QuantizedGraph, path: Path) -> None:
+    def write(self, graph: QuantizedGraph, path: Path, origin: SpikingGraph | None = None) -> None:
         """Write the file that ``lava.lib.dl.netx.hdf5.Network`` loads; see the ``netx`` target."""
         write_netx(graph, path)
 
