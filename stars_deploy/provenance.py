@@ -17,6 +17,9 @@ DISTRIBUTIONS = (
     "safetensors",
     "scikit-learn",
     "pydantic",
+    "onnx",
+    "onnxruntime",
+    "nir",
     "lava-nc",
     "lava-dl",
 )

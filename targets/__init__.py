@@ -14,7 +14,12 @@ from stars_deploy.errors import TargetError
 from stars_deploy.targets.base import Target
 
 #: The module that holds each target, as its ``TARGET``.
-_MODULES: Mapping[str, str] = {"netx": "stars_deploy.targets.netx", "lava": "stars_deploy.targets.lava"}
+_MODULES: Mapping[str, str] = {
+    "netx": "stars_deploy.targets.netx",
+    "lava": "stars_deploy.targets.lava",
+    "onnx": "stars_deploy.targets.onnx_model",
+    "nir": "stars_deploy.targets.nir_graph",
+}
 
 
 class _Registry(Mapping[str, Target]):

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stars_deploy.graph import SpikingGraph
-from stars_deploy.quantized import IntArray, QuantizedGraph
+from stars_deploy.quantized import STATE_LIMIT, IntArray, QuantizedGraph
 
 SpikeArray = npt.NDArray[np.bool_]
 
@@ -36,9 +36,25 @@ class SpikeRecord:
     potential: IntArray
 
     def classes(self) -> npt.NDArray[np.int64]:
-        """Return the predicted class of each sample, (B,): the largest potential, the lowest index of equals."""
-        classes: npt.NDArray[np.int64] = self.potential.argmax(axis=1)
-        return classes
+        """Return the predicted class of each sample, (B,): see :func:`choose_classes`."""
+        output = list(self.spikes.values())[-1]
+        return choose_classes(output.sum(axis=0).reshape(self.potential.shape), self.potential)
+
+
+def choose_classes(spike_counts: IntArray, potential: IntArray) -> npt.NDArray[np.int64]:
+    """Return the class of each sample, (B,): most spikes, of equals the largest potential, of those the lowest index.
+
+    An output that never fires is so read by its potential, one that fires by its rate.
+
+    Parameters
+    ----------
+    spike_counts, potential : array of int, (B, N)
+        Spikes of the last population over all timesteps, and its membrane potential after the last [LSB].
+    """
+    # Potentials are signed 24-bit numbers, so that a spike outweighs every difference between two of them.
+    score = spike_counts.astype(np.int64) * (2 * STATE_LIMIT) + potential
+    classes: npt.NDArray[np.int64] = score.argmax(axis=1)
+    return classes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stars_deploy.targets.base import Difference, SpikeRecord, compare_records
+from stars_deploy.targets.base import Difference, SpikeRecord, choose_classes, compare_records
 
 
 def record(**changes):
@@ -64,5 +64,9 @@ def test_potentials_of_another_shape():
     assert comparison.mismatches == 8 and comparison.first.layer == "b"
 
 
-def test_classes():
-    assert record().classes().tolist() == [3, 3]
+def test_classes_count_spikes_first_then_compare_potentials():
+    assert record().classes().tolist() == [2, 3]
+    silent = record(b=(1, 0, 2))
+    assert silent.classes().tolist() == [3, 3]
+    lowest, highest = -(1 << 23) + 1, (1 << 23) - 1
+    assert choose_classes(np.array([[0, 1], [1, 1]]), np.array([[highest, lowest], [4, 3]])).tolist() == [1, 0]

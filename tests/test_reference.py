@@ -339,5 +339,6 @@ def test_refuses_images_that_do_not_fit(images):
 
 def test_classes_take_the_lowest_index_of_equals():
     record = run_reference(single(1), np.array([0, 1]).reshape(2, 1, 1, 1))
-    tied = type(record)(spikes={}, potential=np.array([[3, 7, 7], [-1, -1, -5]]))
+    silent = {"out": np.zeros((1, 2, 3), bool)}
+    tied = type(record)(spikes=silent, potential=np.array([[3, 7, 7], [-1, -1, -5]]))
     assert tied.classes().tolist() == [1, 0]

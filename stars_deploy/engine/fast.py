@@ -17,7 +17,7 @@ from stars_deploy.engine.workspace import Extent, choose_extent
 from stars_deploy.errors import ConfigError
 from stars_deploy.quantized import IntArray, QuantizedGraph
 from stars_deploy.synops import LayerCounts
-from stars_deploy.targets.base import SpikeArray, SpikeRecord
+from stars_deploy.targets.base import SpikeArray, SpikeRecord, choose_classes
 from stars_deploy.targets.reference import check_images
 
 #: Memory that a run may use beside its images and its tables [bytes].
@@ -36,16 +36,18 @@ class FastRun:
         Sums over the batch, for each population.
     spikes : mapping of str to array of bool, (T, B, *shape)
         Of the populations that were to be recorded.
+    output_spikes : array of int, (B, N)
+        Spikes of the last population over all timesteps.
     """
 
     potential: IntArray
     counts: Mapping[str, LayerCounts]
     spikes: Mapping[str, SpikeArray]
+    output_spikes: IntArray
 
     def classes(self) -> npt.NDArray[np.int64]:
-        """Return the predicted class of each sample, (B,): the largest potential, the lowest index of equals."""
-        classes: npt.NDArray[np.int64] = self.potential.argmax(axis=1)
-        return classes
+        """Return the predicted class of each sample, (B,): see :func:`stars_deploy.targets.base.choose_classes`."""
+        return choose_classes(self.output_spikes, self.potential)
 
 
 class FastEngine:
@@ -100,7 +102,8 @@ class FastEngine:
         recorded = self._recordings(record, samples)
         threads = max(1, min(self.threads, samples))
         potential = np.zeros((samples, self.graph.output.size), np.int64)
-        memory = self.memory - potential.nbytes - sum(spikes.nbytes for spikes in recorded.values())
+        fired = np.zeros_like(potential)
+        memory = self.memory - 2 * potential.nbytes - sum(spikes.nbytes for spikes in recorded.values())
         extent = choose_extent(self._plan, -(-samples // threads) or 1, memory // threads)
         chunks = iter([slice(start, start + extent.samples) for start in range(0, samples, extent.samples)])
         runners = self._take_runners(extent, threads)
@@ -108,7 +111,10 @@ class FastEngine:
         def work(runner: Runner) -> None:
             for chunk in chunks:  # shared: each thread takes the next (a list's iterator is atomic)
                 parts = {name: spikes[:, chunk] for name, spikes in recorded.items()}
-                potential[chunk] = runner.run(_take(self.graph, images, chunk), parts)
+                batch = _take(self.graph, images, chunk)
+                answers = self._output_spikes(parts, len(potential[chunk]))
+                potential[chunk] = runner.run(batch, parts)
+                fired[chunk] = answers.sum(axis=0).reshape(fired[chunk].shape)
             runner.close()
 
         if threads == 1:
@@ -118,7 +124,14 @@ class FastEngine:
                 list(pool.map(work, runners))
         counts = _merge(runners)
         self._idle = runners
-        return FastRun(potential=potential, counts=counts, spikes=recorded)
+        return FastRun(potential=potential, counts=counts, spikes=recorded, output_spikes=fired)
+
+    def _output_spikes(self, parts: dict[str, SpikeArray], samples: int) -> SpikeArray:
+        """Return where the last population's spikes of a chunk go, in `parts` as well: an output is read by them."""
+        output = self.graph.output
+        if output.name not in parts and output.fires:
+            parts[output.name] = np.zeros((self.graph.timesteps, samples, *output.shape), np.bool_)
+        return parts.get(output.name, np.zeros((1, samples, *output.shape), np.bool_))
 
     def _take_runners(self, extent: Extent, threads: int) -> list[Runner]:
         """Return runners that have counted nothing; whoever runs at the same time gets others."""
