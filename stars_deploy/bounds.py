@@ -8,7 +8,7 @@ weights act, before a delay has passed, and in a loop with a delay, because 0 li
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,13 +84,38 @@ def find_overflow(graph: QuantizedGraph) -> str:
 
 def bound_population(graph: QuantizedGraph, population: Population) -> StateBounds:
     """Return the interval of one population's state variables over the timesteps of `graph`."""
-    low, high = _activation_range(graph, population)
+    entering = [(projection, value_range(graph, projection.source)) for projection in graph.into(population.name)]
     if graph.input.biases == population.name:
         # The image is part of the membrane's sum and not of the current's.
         payload = graph.input.precision
         image = (np.int64(payload.low), np.int64(payload.high))
-        return bound_states(population, low, high, graph.timesteps, image)
-    return bound_states(population, low, high, graph.timesteps)
+        return bound_layer(population, entering, graph.timesteps, image)
+    return bound_layer(population, entering, graph.timesteps)
+
+
+def bound_layer(
+    population: Population,
+    entering: Iterable[tuple[Projection, tuple[int, int]]],
+    timesteps: int,
+    image: tuple[np.int64, np.int64] = (np.int64(0), np.int64(0)),
+) -> StateBounds:
+    """Return the interval of a population's state variables from what enters it alone.
+
+    Parameters
+    ----------
+    population : Population
+    entering : pairs of Projection and (int, int) [LSB]
+        Each projection into it, and the least and largest value that its source sends; 0 lies between them.
+    timesteps : int
+    image : pair of int [LSB]
+        Range of what the input adds to the bias.
+    """
+    low = high = np.zeros(population.shape, np.int64)
+    for projection, (least, largest) in entering:
+        negative, positive = (_per_output(projection, part) for part in signed_sums(projection))
+        low = low + negative * largest + positive * least
+        high = high + positive * largest + negative * least
+    return bound_states(population, low, high, timesteps, image)
 
 
 def bound_states(
@@ -136,16 +161,6 @@ def bound_states(
         if all(map(np.array_equal, before, (u_low, u_high, v_low, v_high))):
             break  # later timesteps repeat this one
     return StateBounds(u_low=extremes[0], u_high=extremes[1], v_low=extremes[2], v_high=extremes[3])
-
-
-def _activation_range(graph: QuantizedGraph, population: Population) -> tuple[IntArray, IntArray]:
-    low = high = np.zeros(population.shape, np.int64)
-    for projection in graph.into(population.name):
-        least, largest = value_range(graph, projection.source)
-        negative, positive = (_per_output(projection, part) for part in signed_sums(projection))
-        low = low + negative * largest + positive * least
-        high = high + positive * largest + negative * least
-    return low, high
 
 
 def value_range(graph: QuantizedGraph, source: str) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +18,9 @@ Count = Annotated[int, Field(ge=1)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Section = TypeVar("Section", bound=_Section)
 
 
 class TeacherConfig(_Section):
@@ -106,6 +109,18 @@ class DistillConfig(_Section):
     checkpoint_every: Count = 100
 
 
+class OnnxConfig(_Section):
+    """How a network is written as ONNX.
+
+    ``mode`` is ``sequence`` (one call, all timesteps inside) or ``step`` (one call a timestep, state in and out);
+    ``input`` is ``image`` (float pixels, quantised inside), ``payloads`` (integers, a frame for each timestep), or
+    ``auto``: payloads where the input is spikes, else image.
+    """
+
+    mode: Literal["sequence", "step"] = "sequence"
+    input: Literal["auto", "image", "payloads"] = "auto"
+
+
 class BuildConfig(_Section):
     """Everything that a build depends on.
 
@@ -123,6 +138,7 @@ class BuildConfig(_Section):
     bits: Annotated[int, Field(ge=2, le=8)] = 8
     input_bits: Annotated[int, Field(ge=1, le=8)] = 8
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("lava",)
+    onnx: OnnxConfig = OnnxConfig()
     hardware: str = "loihi2"
     verify_samples: Annotated[int, Field(ge=2)] = 16
     calibration_images: Count = 32
@@ -178,6 +194,20 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any]) -> BuildC
         raise ConfigError(
             str(path or "options"), _problems(error), remedy="correct or remove these settings"
         ) from error
+
+
+def load_section(kind: type[Section], values: Mapping[str, Any]) -> Section:
+    """Return one section of the settings from `values`, of which None are ignored.
+
+    Raises
+    ------
+    ConfigError
+        If a value is not allowed, naming it.
+    """
+    try:
+        return kind.model_validate(_merged({}, values))
+    except ValidationError as error:
+        raise ConfigError("options", _problems(error), remedy="correct or remove these options") from error
 
 
 def save_config(config: BuildConfig, path: str | Path) -> None:

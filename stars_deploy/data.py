@@ -162,6 +162,26 @@ def load_payloads(name: str, limit: int | None = None) -> Payloads | None:
     return Payloads(name=path.stem, inputs=inputs[:limit].astype(np.int64), labels=labels)
 
 
+def load_calibration(path: str | Path) -> npt.NDArray[np.float64]:
+    """Load the array ``images`` of an ``.npz``: what a network is calibrated on, unlabelled.
+
+    Returns
+    -------
+    array of float64, (N, *shape), or (N, T, *shape) for a frame at each timestep
+        As they are, but for uint8 images, which become [0, 1].
+
+    Raises
+    ------
+    DataError
+        If the archive is unreadable or holds no finite numbers.
+    """
+    (images,) = _read_archive(Path(path), ("images",))
+    if images.dtype.kind not in "fuib" or not images.size or images.ndim < 2 or not np.isfinite(images).all():
+        got = f"{images.dtype} {images.shape}"
+        raise DataError(f"{path}:images", got, "finite numbers, (samples, ...), at least one sample")
+    return images.astype(np.float64) / (255 if images.dtype == np.uint8 else 1)
+
+
 def _digits(train: bool) -> EvaluationSet:
     from sklearn.datasets import load_digits
 

@@ -32,6 +32,10 @@ Hardware = Annotated[str, typer.Option(help="Chip profile: loihi1, loihi2, or a 
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the fast engine (default all processors).")]
 Memory = Annotated[str, typer.Option(help="Most memory for a run of the fast engine, such as 500MB or 2GiB.")]
 InputBits = Annotated[int | None, typer.Option(help="Bits of a .net's input messages; 1 for spikes (default 8).")]
+OnnxMode = Annotated[str | None, typer.Option(help="Of --target onnx: sequence (all timesteps in one call) or step "
+                     "(one timestep a call, state in and out).")]  # fmt: skip
+OnnxInput = Annotated[str | None, typer.Option(help="Of --target onnx: image (floats, quantised inside), payloads "
+                      "(integers, a frame for each timestep) or auto (payloads for spikes).")]  # fmt: skip
 Timing = Annotated[
     str | None,
     typer.Option(

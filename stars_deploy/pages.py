@@ -35,6 +35,38 @@ def print_build(console: Console, report: Mapping[str, Any], folder: str) -> Non
     console.print(f"\nwritten to {folder}", markup=False)
 
 
+def print_export(console: Console, content: Mapping[str, Any]) -> None:
+    """Print what an export wrote, and what quantisation did to each layer."""
+    if content["quantization"]["layers"]:
+        print_quantization(console, content["quantization"]["layers"], content["calibrated_on"])
+    print_verification(console, content["verification"])
+    console.print(f"calibrated on {content['calibrated_on']}; written: {', '.join(content['files'])}", markup=False)
+
+
+def print_quantization(console: Console, layers: Sequence[Mapping[str, Any]], images: str) -> None:
+    """Print the scale of each population, what rounding its weights cost, and its firing rate before and after."""
+    rows = [
+        [
+            layer["name"],
+            f"{layer['scale']:.4g}",
+            percent(layer["clipped"]),
+            percent(layer["weight_error"]),
+            percent(layer["current_error"]),
+            f"{layer['rate']:.3f}" if layer["fires"] else "-",
+            f"{layer['quantized_rate']:.3f}" if layer["fires"] else "-",
+        ]
+        for layer in layers
+    ]
+    console.print(
+        table(
+            f"quantisation, on {images}",
+            ["layer", "scale [LSB]", "clipped", "weight error", "current error", "rate, float", "rate, integers"],
+            rows,
+            "errors relative (root mean square); rates in spikes/neuron/step, integers fed by the float network",
+        )
+    )
+
+
 def print_verification(console: Console, verification: Mapping[str, Mapping[str, Any]]) -> None:
     """Print how each target compares with the integer reference."""
     rows = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from stars_deploy.bounds import prove_bounds
 from stars_deploy.comparison import Cost, summarize_cost
 from stars_deploy.config import BuildConfig
-from stars_deploy.export.calibration import Calibration
+from stars_deploy.export.calibration import Calibration, LayerReport
 from stars_deploy.provenance import versions
 from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.simulate import Evaluation, summarize_counts
@@ -75,6 +76,22 @@ def compose_report(
             "seconds": dict(seconds),
             "versions": versions(),
         },
+    }
+
+
+def summarize_export(
+    files: Sequence[Path],
+    calibrated_on: str,
+    layers: Sequence[LayerReport],
+    warnings: Sequence[str],
+    verifications: Sequence[Verification],
+) -> dict[str, Any]:
+    """Return what an export wrote, what quantisation did to each layer, and what verification found, as JSON."""
+    return {
+        "files": [str(path) for path in files],
+        "calibrated_on": calibrated_on,
+        "quantization": {"layers": [asdict(layer) for layer in layers], "warnings": list(warnings)},
+        "verification": {item.target: summarize_verification(item, "noise") for item in verifications},
     }
 
 

@@ -72,8 +72,8 @@ def verify_target(graph: QuantizedGraph, target_name: str, path: Path, images: I
         See :data:`stars_deploy.targets.TARGETS`.
     path : Path
         Written earlier by that target.
-    images : array of int, (B, C, H, W) [LSB]
-        At least one sample.
+    images : array of int, (B, *shape) or (T, B, *shape) [LSB]
+        At least one sample, the same image at every timestep or a frame for each.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def verify_target(graph: QuantizedGraph, target_name: str, path: Path, images: I
     return Verification(
         target=target_name,
         ran=True,
-        samples=len(images),
+        samples=images.shape[1 if graph.input.over_time(images) else 0],
         compared_spikes=comparison.compared_spikes,
         mismatches=comparison.mismatches,
         first=comparison.first,

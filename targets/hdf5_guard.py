@@ -1,18 +1,21 @@
 """HDF5 groups of files that nobody vouches for: every value is checked before it is read into memory.
 
 Refused by name: links that leave the group (soft, external), data stored in other files, sizes that the file cannot
-hold, types that are not plain numbers or text, and numbers that are not whole.
+hold, types that are not plain numbers or text, NaN, and numbers that are not whole where they must be.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 from stars_deploy.errors import FormatError
+from stars_deploy.graph import FloatArray
 from stars_deploy.quantized import IntArray
 
 #: Most values that all datasets of a file may hold together; a dense layer of 8,192 x 8,192, 512 MiB of int64.
@@ -29,9 +32,10 @@ _DAMAGED = "the file is damaged or truncated: copy or write it again"
 
 @dataclass(kw_only=True)
 class Allowance:
-    """How many values may still be read from a file, over all its datasets."""
+    """How many values may still be read from a file, over all its datasets, and how many of them there were."""
 
     values: int = MAX_VALUES
+    most: int = MAX_VALUES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +94,66 @@ class GuardedGroup:
             Refuse whole numbers that are stored as floats.
         """
         node = self._dataset(name)
-        if node.dtype.kind not in "iufb":
-            raise self.error(name, f"dtype {node.dtype}", "numbers")
         if integers and node.dtype.kind == "f":
             raise self.error(name, f"dtype {node.dtype}", "integers: Lava fails on others here", "store it as integers")
+        values = self._read(name, node, most)
+        if not np.isfinite(values).all():
+            raise self.error(name, "NaN or infinite values", "whole numbers")
+        low, high = values.min(), values.max()
+        whole = values.dtype.kind != "f" or bool((values == np.rint(values)).all())
+        if not whole or low < -MAX_MAGNITUDE or high > MAX_MAGNITUDE:
+            raise self.error(name, f"values from {low} to {high}", "whole numbers below 2**31")
+        return values.astype(np.int64)
+
+    def floats(self, name: str, most: int = MAX_VALUES) -> FloatArray:
+        """Return a dataset of finite numbers of at most 64 bits; `most` as for :meth:`numbers`."""
+        values = self._read(name, self._dataset(name), most)
+        if values.dtype.itemsize > 8:
+            raise self.error(name, f"dtype {values.dtype}", "numbers of at most 64 bits")
+        values = values.astype(np.float64)
+        if not np.isfinite(values).all():
+            raise self.error(name, "NaN or infinite values", "finite numbers")
+        return values
+
+    def number(self, name: str) -> int:
+        """Return a dataset of one whole number."""
+        return int(self.numbers(name, 1).reshape(-1)[0])
+
+    def text(self, name: str) -> str:
+        """Return a dataset of one short ASCII text."""
+        return str(self.texts(name, 1, encoding="ascii").reshape(-1)[0])
+
+    def is_text(self, name: str) -> bool:
+        """Whether there is a member called `name`, and it is a dataset of texts."""
+        if name not in self or self.is_group(name):
+            return False
+        dtype = self._dataset(name).dtype
+        return h5py.check_string_dtype(dtype) is not None or dtype.kind == "S"
+
+    def texts(self, name: str, most: int, longest: int = MAX_TEXT, encoding: str = "utf-8") -> npt.NDArray[np.object_]:
+        """Return a dataset of at most `most` texts of at most `longest` bytes each."""
+        node = self._dataset(name)
+        variable = h5py.check_string_dtype(node.dtype) is not None and node.dtype.kind == "O"
+        long = f"texts of at most {longest} bytes"
+        if not (variable or node.dtype.kind == "S") or node.dtype.itemsize > max(longest, 8):
+            raise self.error(name, f"dtype {node.dtype}, shape {node.shape}", "one short text" if most == 1 else long)
+        if node.size is None or not 0 < node.size <= most:
+            raise self.error(name, f"shape {node.shape}", "one short text" if most == 1 else f"1 to {most} texts")
+        self._check_chunks(name, node)
+        if variable:
+            self._check_lengths(name, node, longest)
+        values = np.asarray(node[()], dtype=object)
+        decoded = np.empty(values.shape, dtype=object)
+        for place, value in np.ndenumerate(values):
+            try:
+                decoded[place] = value.decode(encoding) if isinstance(value, bytes) else str(value)
+            except UnicodeDecodeError:
+                raise self.error(name, repr(value)[:MAX_TEXT], f"{encoding.upper()} text") from None
+        return decoded
+
+    def _read(self, name: str, node: h5py.Dataset, most: int) -> npt.NDArray[Any]:
+        if node.dtype.kind not in "iufb":
+            raise self.error(name, f"dtype {node.dtype}", "numbers")
         stored = node.id.get_storage_size()
         if node.size is None or not 0 < node.size <= most:
             raise self.error(name, f"shape {node.shape}", f"1 to {most} values")
@@ -105,32 +165,23 @@ class GuardedGroup:
                 remedy=_DAMAGED,
             )
         if node.size > self.left.values:
-            raise self.error(name, f"shape {node.shape}", f"{MAX_VALUES} values in all datasets of a file together")
+            raise self.error(name, f"shape {node.shape}", f"{self.left.most} values in all datasets of a file together")
         self.left.values -= node.size
-        values = np.asarray(node[()])
-        if not np.isfinite(values).all():
-            raise self.error(name, "NaN or infinite values", "whole numbers")
-        low, high = values.min(), values.max()
-        whole = values.dtype.kind != "f" or bool((values == np.rint(values)).all())
-        if not whole or low < -MAX_MAGNITUDE or high > MAX_MAGNITUDE:
-            raise self.error(name, f"values from {low} to {high}", "whole numbers below 2**31")
-        return values.astype(np.int64)
+        return np.asarray(node[()])
 
-    def number(self, name: str) -> int:
-        """Return a dataset of one whole number."""
-        return int(self.numbers(name, 1).reshape(-1)[0])
-
-    def text(self, name: str) -> str:
-        """Return a dataset of one short ASCII text."""
-        node = self._dataset(name)
-        variable = h5py.check_string_dtype(node.dtype) is not None
-        if not (variable or node.dtype.kind == "S") or node.size != 1 or node.dtype.itemsize > MAX_TEXT:
-            raise self.error(name, f"dtype {node.dtype}, shape {node.shape}", "one short text")
-        value = np.asarray(node[()]).reshape(-1)[0]
-        try:
-            return value.decode("ascii") if isinstance(value, bytes) else str(value)
-        except UnicodeDecodeError:
-            raise self.error(name, repr(value)[:MAX_TEXT], "ASCII text") from None
+    def _check_lengths(self, name: str, node: h5py.Dataset, longest: int) -> None:
+        # HDF5 (1.14) allocates the length that a reference to a text claims, up to 4 GiB, before it looks for the text.
+        start, stored = node.id.get_offset(), node.id.get_storage_size()
+        if node.chunks is not None or start is None or stored > self.file_size or stored % node.size:
+            raise self.error(name, "texts in chunks or inside a header", "texts as h5py and nir write them", _DAMAGED)
+        with open(self.file, "rb") as stream:
+            stream.seek(start)
+            references = np.frombuffer(stream.read(stored), np.uint8)
+        if references.size != stored:
+            raise self.error(name, "texts beyond the end of the file", remedy=_DAMAGED)
+        lengths = references.reshape(node.size, -1)[:, :4].copy().view("<u4")
+        if lengths.max() > longest:
+            raise self.error(name, f"a text of {lengths.max()} bytes", f"texts of at most {longest} bytes")
 
     def _check_chunks(self, name: str, node: h5py.Dataset) -> None:
         # HDF5 (1.14) trusts these fields of a damaged header, and allocates without end or writes past its buffers.

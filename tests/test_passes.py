@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from random_float_graphs import find_float_difference, float_graphs
 
 from stars_deploy.errors import GraphError
-from stars_deploy.export.execution import run_float
-from stars_deploy.graph import LIF, BatchNorm, Conv2d, Input, Integrator, Linear, Normalize, SpikingGraph
-from stars_deploy.lowering.passes import PASSES, fold_batch_norm, fold_normalization, lower
+from stars_deploy.export.execution import initial_state, run_float, step_neuron
+from stars_deploy.graph import (
+    IF,
+    LI,
+    LIF,
+    NEURONS,
+    SPIKING,
+    BatchNorm,
+    Conv2d,
+    CubaLIF,
+    Delay,
+    Input,
+    Integrator,
+    Linear,
+    Normalize,
+    SpikingGraph,
+)
+from stars_deploy.lowering.folding import fold_batch_norm, fold_normalization
+from stars_deploy.lowering.neurons import membrane_gain
+from stars_deploy.lowering.passes import CANONICAL, LOWERED, canonicalize, lower
 
 SHAPE = (2, 6, 5)
 
@@ -95,14 +113,13 @@ def assert_same(one, other):
 
 @settings(max_examples=50, deadline=None)
 @given(graphs())
-def test_each_pass_and_both_orders_keep_the_function(graph):
-    norm_free, shift_free = fold_batch_norm(graph), fold_normalization(graph)
+def test_both_forms_of_a_students_graph_keep_the_function(graph):
+    norm_free = fold_batch_norm(graph)
     assert not any(isinstance(node, BatchNorm) for node in norm_free.nodes)
-    assert not any(isinstance(node, Normalize) for node in shift_free.nodes)
-    for rewritten in (norm_free, shift_free, fold_normalization(norm_free), fold_batch_norm(shift_free), lower(graph)):
+    for rewritten in (norm_free, lower(norm_free), lower(graph)):
         assert_same(graph, rewritten)
-    kinds = {type(node) for node in lower(graph).nodes}
-    assert kinds <= {Input, Conv2d, Linear, LIF, Integrator}
+    assert {type(node) for node in lower(graph).nodes} <= {Input, Conv2d, Linear, LIF, Integrator}
+    assert {type(node) for node in canonicalize(graph).nodes} <= {Input, Normalize, Conv2d, Linear, LIF, Integrator}
 
 
 def test_padded_borders_get_a_bias_of_their_own():
@@ -170,18 +187,161 @@ def test_batch_norm_without_a_projection_of_its_own_is_refused():
         lower(alone)
 
 
-def test_normalization_in_front_of_anything_else_is_refused():
-    with pytest.raises(GraphError, match="normalize: feeds lif, a LIF"):
-        fold_normalization(chained([image(), normalize(), lif("lif")]))
-    # `other` also sees the image as it is: its weights cannot be those of both.
+def test_canonical_graphs_keep_the_normalization_that_all_images_pass():
+    rng = np.random.default_rng(7)
+    conv = Conv2d(name="conv", weight=rng.normal(size=(2, 2, 3, 3)), bias=rng.normal(size=2), padding=(1, 1))
+    graph = chained([image(), normalize(), conv, lif("lif")])
+    assert fold_normalization(graph) is graph
+    assert isinstance(canonicalize(graph).node("normalize"), Normalize)
+    # One behind a population, or beside an image that goes another way, is none of the images.
+    behind = chained([image(), lif("first"), normalize(), conv, lif("lif")])
+    both = graph.with_nodes(
+        (*graph.nodes, Linear(name="dense", weight=rng.normal(size=(4, 60)), bias=np.zeros(4)), lif("other")),
+        (*graph.edges, ("image", "dense"), ("dense", "other")),
+    )
+    for other in (behind, both):
+        folded = canonicalize(other)
+        assert not any(isinstance(node, Normalize) for node in folded.nodes)
+        np.testing.assert_allclose(
+            run_float(folded, random_images()).values["conv"],
+            run_float(other, random_images()).values["conv"] * (1 if other is graph else 2),  # r = 2 is in the weights
+            rtol=1e-6,
+            atol=1e-6,
+        )
+
+
+def test_canonical_graphs_refuse_a_normalization_that_cannot_be_folded():
+    first, other = lif("first"), lif("lif")
+    with pytest.raises(GraphError, match="fold_normalization, normalize: feeds lif, a LIF"):
+        canonicalize(chained([image(), first, normalize(), other]))
+    # `other` also sees the image as it is: its weights cannot be those of both. Lowered, it becomes two.
     mixed = branching((("image", "normalize"), ("normalize", "other"), ("image", "other"), ("image", "one"),
                        ("one", "lif"), ("other", "lif")), normalize(), lif("lif"))  # fmt: skip
-    with pytest.raises(GraphError, match="normalize: feeds other, a Conv2d with 2 sources"):
-        lower(mixed)
+    with pytest.raises(GraphError, match=r"normalize: feeds other, a Conv2d with 2 sources; allowed: .* nothing else"):
+        canonicalize(mixed)
+    assert_same(mixed, lower(mixed))
+    assert [node.name for node in lower(mixed).nodes] == ["image", "one", "other", "other.1", "lif"]
 
 
-def test_passes_leave_a_lowered_graph_alone():
+@settings(max_examples=200, deadline=None)
+@given(float_graphs())
+def test_lowered_random_graphs_compute_the_same(drawn):
+    graph, images = drawn
+    lowered = lower(graph)
+    assert_lowered(lowered)
+    record = run_float(graph, images)
+    assume(margin(graph, record) > 1e-9)
+    assert_same_spikes(graph, record, run_float(lowered, images), 1e-9)
+    assert lowered.output.name == "readout" == [n.name for n in lowered.ordered() if isinstance(n, NEURONS)][-1]
+
+
+@settings(max_examples=150, deadline=None)
+@given(float_graphs(raw=False))
+def test_canonical_random_graphs_compute_the_same_in_float32_numbers(drawn):
+    graph, images = drawn
+    canonical = canonicalize(graph)
+    record = run_float(graph, images)
+    again = run_float(canonical, images)
+    if margin(graph, record) > 3e-5:
+        assert_same_spikes(graph, record, again, 1e-4)
+    assert find_float_difference(canonicalize(canonical), canonical) == ""
+    for node in canonical.nodes:
+        assert not isinstance(node, BatchNorm)
+        for item in fields(node):
+            value = getattr(node, item.name)
+            if isinstance(value, (float, np.ndarray)):
+                np.testing.assert_array_equal(np.float32(value).astype(np.float64), value)
+    assert_portable(canonical)
+    # What the file holds is what is lowered, and nothing is lost on the way.
+    assume(margin(canonical, again) > 1e-9)
+    assert_same_spikes(canonical, again, run_float(lower(canonical), images), 1e-9)
+
+
+def assert_lowered(graph):
+    """Check what :func:`lower` promises."""
+    for node in graph.nodes:
+        sources, targets = ([graph.node(name) for name in names(node.name)] for names in (graph.sources, graph.targets))
+        if isinstance(node, (Conv2d, Linear)):
+            assert len(sources) == len(targets) == 1
+            assert isinstance(sources[0], (Input, Delay, *NEURONS)) and isinstance(targets[0], NEURONS)
+            assert not node.bias.any() or not isinstance(targets[0], CubaLIF)
+        elif isinstance(node, Delay):
+            assert isinstance(graph.node(graph.sources(node.name)[0]), (Input, *NEURONS)) and len(sources) == 1
+            assert isinstance(targets[0], (Conv2d, Linear)) and len(targets) == 1 and node.delay.any()
+            assert isinstance(targets[0], Linear) or np.ptp(node.delay) == 0
+        else:
+            assert isinstance(node, (Input, *NEURONS))
+            if not isinstance(node, Input):
+                assert sources and all(isinstance(source, (Conv2d, Linear)) for source in sources)
+                assert isinstance(membrane_gain(node, graph.dt), float)
+                assert not np.any(getattr(node, "v_reset", 0))
+                assert isinstance(node, CubaLIF) or not np.any(getattr(node, "v_leak", 0))
+
+
+def assert_portable(graph):
+    """Check the gains that all tools know, in float32."""
+    for node in graph.nodes:
+        if isinstance(node, (LIF, LI)):
+            assert node.r == 1
+        elif isinstance(node, CubaLIF):
+            np.testing.assert_array_equal(node.r, np.float32(node.tau_mem / np.float64(graph.dt)))
+            np.testing.assert_array_equal(node.w_in, np.float32(node.tau_syn / np.float64(graph.dt)))
+        elif isinstance(node, (IF, Integrator)):
+            assert node.r == np.float32(1 / graph.dt)
+
+
+def margin(graph, record):
+    """Return the least distance of a potential from its threshold."""
+    least = np.inf
+    for node in graph.nodes:
+        if not isinstance(node, SPIKING):
+            continue
+        state = initial_state(node, record.values[node.name].shape[1:])
+        quiet = replace(node, v_threshold=1e300)
+        for step in range(graph.timesteps):
+            current = sum(record.values[source][step] for source in graph.sources(node.name))
+            potential = step_neuron(quiet, current, state, graph.dt)[1][-1]
+            least = min(least, np.abs(potential - node.v_threshold).min())
+            state = step_neuron(node, current, state, graph.dt)[1]
+    return least
+
+
+def assert_same_spikes(graph, before, after, tolerance):
+    for node in graph.nodes:
+        if isinstance(node, SPIKING):
+            spikes = before.values[node.name]
+            np.testing.assert_array_equal(after.values[node.name].reshape(spikes.shape), spikes)
+    largest = 1 + np.abs(before.logits).max()
+    np.testing.assert_allclose(after.logits, before.logits, rtol=0, atol=tolerance * largest)
+
+
+def test_a_failing_pass_is_named_and_the_remedy_kept():
+    with pytest.raises(GraphError, match=r"require_one_end, graph: ends in conv .* what to do: append an Integrator"):
+        lower(chained([image(), Conv2d(name="conv", weight=np.ones((1, 2, 1, 1)), bias=np.zeros(1))]))
+
+
+def test_numbers_that_float32_cannot_hold_are_refused():
+    conv = Conv2d(name="conv", weight=np.full((1, 2, 1, 1), 1e39), bias=np.zeros(1))
+    with pytest.raises(GraphError, match=r"round_parameters, conv\.weight: 2 of 2 values are NaN or infinite"):
+        canonicalize(chained([image(), conv, LIF(name="lif", tau_mem=1e-3)]))
+    with pytest.raises(GraphError, match=r"fold_gains, lif\.tau_mem: 0.0 s; allowed: more than 0 s"):
+        canonicalize(chained([image(), LIF(name="lif", tau_mem=1e-50)]))
+
+
+def test_passes_leave_their_own_form_alone():
     conv = Conv2d(name="conv", weight=np.ones((1, 2, 1, 1)), bias=np.zeros(1))
     graph = lower(chained([image(), normalize(), conv, lif("lif")]))
-    for step in PASSES:
-        assert step(graph) == graph
+    for step in LOWERED:
+        assert find_float_difference(step(graph), graph) == ""
+    canonical = canonicalize(chained([image(), normalize(), conv, lif("lif")]))
+    for step in CANONICAL:
+        assert find_float_difference(step(canonical), canonical) == ""
+
+
+@settings(max_examples=30, deadline=None)
+@given(float_graphs())
+def test_lowering_a_lowered_graph_changes_nothing(drawn):
+    lowered = lower(drawn[0])
+    again = lower(lowered)
+    assert [(type(node), node.name) for node in again.nodes] == [(type(node), node.name) for node in lowered.nodes]
+    assert find_float_difference(again, lowered) == ""

@@ -26,7 +26,7 @@ from stars_deploy.errors import (
 )
 from stars_deploy.pipeline import Observer, build, compare_models, export_model, simulate_model, train, verify_model
 from stars_deploy.pipeline.directory import RunDirectory
-from stars_deploy.pipeline.measuring import distinct_samples, verify_targets, write_targets
+from stars_deploy.pipeline.verifying import distinct_samples, verify_targets, write_targets
 from stars_deploy.pipeline.models import Reading, open_model
 from stars_deploy.pipeline.simulating import EngineChoice, Recording
 from stars_deploy.quantized import find_difference

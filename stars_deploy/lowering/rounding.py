@@ -1,13 +1,35 @@
-"""Integers from a lowered float graph at scales that are known: the same graph and scales give the same integers."""
+"""Integers from a lowered float graph at scales that are known: the same graph and scales give the same integers.
+
+With the scale S of a population [LSB per unit of its potential]: a weight is ``rint(w S / unit)`` with the gain of the
+population in ``w`` and the input's scale as ``unit`` of what comes from there (1 otherwise), a bias ``rint(b S)``, a
+threshold ``rint(threshold S)``, a decay ``rint(4096 leak)``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from stars_deploy.precision import Precision
-from stars_deploy.quantized import QuantizedGraph, QuantizedInput
+import numpy as np
+import numpy.typing as npt
+
+from stars_deploy.errors import QuantizationError
+from stars_deploy.graph import Linear, SpikingGraph
+from stars_deploy.lowering.layers import FloatLayer, FloatProjection, float_layers
+from stars_deploy.precision import Precision, check_range
+from stars_deploy.quantized import (
+    BIAS_LIMIT,
+    DECAY_ONE,
+    VTH_NEVER,
+    ConvProjection,
+    DenseProjection,
+    IntArray,
+    Population,
+    Projection,
+    QuantizedGraph,
+    QuantizedInput,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,11 +39,11 @@ class Rounding:
     Parameters
     ----------
     input : QuantizedInput
-        Precision, scale and offset of the payloads; it biases no population.
+        Precision and scale of the payloads; its offset is 0, and it biases no population.
     scales : mapping of str to float
-        For each population, steps [LSB] for one unit of its float potential.
+        For each population, steps [LSB] for one unit of its float potential; in the order of the integer graph.
     precisions : mapping of str to Precision
-        Of each projection's weights.
+        Of each projection's weights; in the order of the integer graph.
     resets : mapping of str to (int, int)
         ``reset_interval`` and ``reset_offset`` of the populations that have them [timesteps].
     """
@@ -30,6 +52,14 @@ class Rounding:
     scales: Mapping[str, float]
     precisions: Mapping[str, Precision]
     resets: Mapping[str, tuple[int, int]] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundedLayer:
+    """A population in integers, with the projections that enter it."""
+
+    population: Population
+    projections: tuple[Projection, ...]
 
 
 def rounding_of(graph: QuantizedGraph) -> Rounding:
@@ -43,4 +73,157 @@ def rounding_of(graph: QuantizedGraph) -> Rounding:
             for population in graph.populations
             if population.reset_interval or population.reset_offset
         },
+    )
+
+
+def round_graph(graph: SpikingGraph, rounding: Rounding) -> QuantizedGraph:
+    """Return the integers of a lowered graph; nothing but weights is clipped.
+
+    Populations come in the order of ``rounding.scales``, projections in that of ``rounding.precisions``: files keep
+    the nodes of a float graph in any order, but the last population is the one that is read out.
+
+    Raises
+    ------
+    QuantizationError
+        If the graph is not lowered (see :func:`~stars_deploy.lowering.layers.float_layers`), `rounding` is for another
+        graph, a scale is not a positive number, or a layer does not fit the chip's ranges at its scale.
+    GraphError
+        If the order of `rounding` is none that the network can be executed in.
+    """
+    layers = {layer.name: layer for layer in float_layers(graph)}
+    _check_input(graph, rounding.input)
+    _check_names("scales", rounding.scales, layers)
+    names = [projection.name for layer in layers.values() for projection in layer.projections]
+    _check_names("precisions", rounding.precisions, names)
+    _check_names("resets", {**dict.fromkeys(layers), **rounding.resets}, layers)
+    rounded = [round_layer(layers[name], rounding) for name in rounding.scales]
+    projections = {projection.name: projection for layer in rounded for projection in layer.projections}
+    return QuantizedGraph(
+        input=rounding.input,
+        populations=tuple(layer.population for layer in rounded),
+        projections=tuple(projections[name] for name in rounding.precisions),
+        timesteps=graph.timesteps,
+        labels=graph.labels,
+    )
+
+
+def round_layer(layer: FloatLayer, rounding: Rounding) -> RoundedLayer:
+    """Return the integers of one layer; of `rounding` only what is about this layer and the input counts.
+
+    Raises
+    ------
+    QuantizationError
+        If the scale is not a positive number, the threshold is less than a step or beyond 2**17 of them, the bias does
+        not fit 16 bits, or all weights of a projection round to 0.
+    """
+    scale = rounding.scales[layer.name]
+    check_scale(scale, layer.name)
+    interval, offset = rounding.resets.get(layer.name, (0, 0))
+    population = Population(
+        name=layer.name,
+        shape=layer.shape,
+        decay_u=np.rint(np.multiply(layer.leak_u, DECAY_ONE)).astype(np.int64),
+        decay_v=np.rint(np.multiply(layer.leak_v, DECAY_ONE)).astype(np.int64),
+        vth=_threshold(layer, scale),
+        bias=_whole(layer.bias * scale, -BIAS_LIMIT, BIAS_LIMIT - 1, f"{layer.name}.bias"),
+        reset_interval=interval,
+        reset_offset=offset,
+        scale=scale,
+    )
+    projections = (
+        _projection(item, layer.name, rounding.precisions[item.name], scale / unit_of(item, rounding.input))
+        for item in layer.projections
+    )
+    return RoundedLayer(population=population, projections=tuple(projections))
+
+
+def unit_of(projection: FloatProjection, incoming: QuantizedInput) -> float:
+    """Return what one unit of the projection's source is as a payload [LSB]: 1 for a spike."""
+    return incoming.scale if projection.source == incoming.name else 1.0
+
+
+def check_scale(scale: float, where: str) -> None:
+    """Refuse a scale that is not a positive number with a :class:`~stars_deploy.errors.QuantizationError`."""
+    if not (scale > 0 and np.isfinite(scale)):
+        raise QuantizationError(f"{where}.scale", scale, "a positive number [LSB per unit]")
+
+
+def check_plain(source: QuantizedInput) -> None:
+    """Refuse an input whose payloads are no multiples of its pixels, or no spikes.
+
+    Raises
+    ------
+    QuantizationError
+        If it biases a population, has an offset, or its scale is not a positive number.
+    """
+    if source.biases:
+        raise QuantizationError(source.name, f"is the bias of {source.biases}", "an input of spikes or graded payloads")
+    if source.offset:
+        raise QuantizationError(f"{source.name}.offset", source.offset, "0: a float graph has no word for it")
+    check_scale(source.scale, source.name)
+
+
+def _check_input(graph: SpikingGraph, source: QuantizedInput) -> None:
+    check_plain(source)
+    if (graph.input.name, tuple(graph.input.shape)) != (source.name, tuple(source.shape)):
+        got = f"the input {source.name} of shape {source.shape}"
+        raise QuantizationError("rounding", got, f"{graph.input.name} of shape {graph.input.shape}")
+
+
+def _check_names(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    missing, unknown = sorted(set(known) - set(given)), sorted(set(given) - set(known))
+    if missing:
+        raise QuantizationError(f"rounding.{what}", f"nothing for {', '.join(missing)}", "one for each")
+    if unknown:
+        raise QuantizationError(f"rounding.{what}", f"unknown {', '.join(unknown)}", f"{', '.join(sorted(known))}")
+
+
+def _whole(values: npt.ArrayLike, low: int, high: int, where: str) -> IntArray:
+    rounded = np.rint(values)
+    check_range(rounded, low, high, where)  # before the cast, which wraps
+    return rounded.astype(np.int64)  # type: ignore[no-any-return]
+
+
+def _threshold(layer: FloatLayer, scale: float) -> int | IntArray:
+    if layer.threshold is None:
+        return VTH_NEVER
+    # v > threshold in float: the integer comparison is strict as well.
+    steps = np.multiply(layer.threshold, scale)
+    if np.rint(steps).min() < 1:
+        raise QuantizationError(
+            layer.name,
+            f"its weights, bias and accumulator leave {steps.min():.2g} steps for its threshold",
+            "at least 1 step",
+            "more weight bits; or its weights or bias are out of proportion to the threshold",
+        )
+    return _whole(steps, 1, VTH_NEVER, f"{layer.name}.vth")
+
+
+def _projection(item: FloatProjection, target: str, precision: Precision, steps: float) -> Projection:
+    # Beyond its bits a weight saturates: that is what a calibrated share below 1 asks for, and it is reported.
+    weight = np.clip(np.rint(item.weight * steps), precision.low, precision.high).astype(np.int64)
+    if not weight.any():
+        raise QuantizationError(
+            item.name,
+            f"its largest weight is {item.largest * steps:.2g} steps, so that all round to 0",
+            "at least one other weight",
+            f"the bias, threshold, accumulator or other projections of {target} leave no room: fewer timesteps, inputs or "
+            "input bits, a smaller bias",
+        )
+    node = item.node
+    if isinstance(node, Linear):
+        return DenseProjection(
+            name=item.name, source=item.source, target=target, weight=weight, precision=precision, delay=item.delay
+        )
+    return ConvProjection(
+        name=item.name,
+        source=item.source,
+        target=target,
+        weight=weight,
+        precision=precision,
+        stride=node.stride,
+        padding=node.padding,
+        dilation=node.dilation,
+        groups=node.groups,
+        delay=int(item.delay),
     )

@@ -6,11 +6,13 @@
 
 from stars_deploy.config import BuildConfig, load_config
 from stars_deploy.pipeline.building import BuildResult, build
+from stars_deploy.pipeline.comparing import compare_models
 from stars_deploy.pipeline.exporting import ExportResult, export_model
-from stars_deploy.pipeline.measuring import compare_models, verify_model
 from stars_deploy.pipeline.models import Reading
+from stars_deploy.pipeline.quantising import Importing
 from stars_deploy.pipeline.simulating import EngineChoice, Recording, Simulation, simulate_model
 from stars_deploy.pipeline.teaching import train
+from stars_deploy.pipeline.verifying import verify_model
 from stars_deploy.progress import Observer
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "BuildResult",
     "EngineChoice",
     "ExportResult",
+    "Importing",
     "Observer",
     "Reading",
     "Recording",

@@ -16,6 +16,7 @@ from stars_deploy.config import BuildConfig
 from stars_deploy.data import EvaluationSet, load_dataset
 from stars_deploy.export.calibration import Calibration
 from stars_deploy.hardware import ChipProfile, load_profile
+from stars_deploy.lowering.passes import canonicalize
 from stars_deploy.pipeline.directory import (
     CHECKPOINT,
     FLOAT_GRAPH,
@@ -26,9 +27,10 @@ from stars_deploy.pipeline.directory import (
     SyntheticImages,
     as_pixels,
 )
-from stars_deploy.pipeline.measuring import distinct_samples, verify_targets, write_targets
 from stars_deploy.pipeline.models import Model, check_fit, quantize_calibrated
 from stars_deploy.pipeline.runtime import prepare_torch
+from stars_deploy.pipeline.samples import distinct_samples
+from stars_deploy.pipeline.verifying import verify_targets, write_targets
 from stars_deploy.progress import Observer
 from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.report import compose_report
@@ -110,12 +112,13 @@ def _deploy(
             watch.noted(warning)
     graph = load_quantized(directory.file(MODEL))
     with watch.stage("write"):
-        write_targets(graph, directory.path, config.targets)
+        origin = load_spiking(directory.file(FLOAT_GRAPH))
+        write_targets(graph, directory.path, config.targets, origin=origin, onnx=config.onnx)
     model = Model(name=directory.path.name, file=directory.file(MODEL), graph=graph, directory=directory)
     data = _evaluation_set(config)
     samples = distinct_samples(model, data, config.verify_samples)
     with watch.stage("verify"):
-        verifications = verify_targets(graph, directory.path, config.targets, samples.images, watch)
+        verifications = verify_targets(graph, directory.path, config.targets, samples, watch)
     check_verified(verifications)
     with watch.stage("simulate"):
         measured = _measure(directory, graph, teacher, data, fast_engine(config.threads), watch)
@@ -241,14 +244,13 @@ def _synthetic_images(distiller: Any, config: BuildConfig) -> SyntheticImages:
 
 def _quantise(config: BuildConfig, directory: RunDirectory) -> Calibration:
     from stars_deploy.export.trace import trace_student
-    from stars_deploy.lowering.passes import lower
     from stars_deploy.student import load_student
 
     student, plan = load_student(directory.file(STUDENT))
-    save_graph(lower(trace_student(student, plan.labels)), directory.file(FLOAT_GRAPH))
-    lowered = load_spiking(directory.file(FLOAT_GRAPH))
+    save_graph(canonicalize(trace_student(student, plan.labels)), directory.file(FLOAT_GRAPH))
+    floats = load_spiking(directory.file(FLOAT_GRAPH))
     images = as_pixels(directory.images().calibration)
-    graph, calibration = quantize_calibrated(lowered, images, config.bits, config.input_bits)
+    graph, calibration = quantize_calibrated(floats, images, config.bits, config.input_bits)
     save_graph(graph, directory.file(MODEL))
     return calibration
 

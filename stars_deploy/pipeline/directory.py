@@ -22,10 +22,12 @@ IMAGES = "synthetic.npz"
 FLOAT_GRAPH = "graph.npz"
 MODEL = "model.npz"
 NETX = "model.net"
+ONNX = "model.onnx"
+NIR = "model.nir"
 REPORT = "report.json"
 MANIFEST = "manifest.json"
 #: What a build leaves in its folder, beside its settings.
-ARTIFACTS = (CHECKPOINT, STUDENT, IMAGES, HISTORY, FLOAT_GRAPH, MODEL, NETX, REPORT, MANIFEST)
+ARTIFACTS = (CHECKPOINT, STUDENT, IMAGES, HISTORY, FLOAT_GRAPH, MODEL, NETX, ONNX, NIR, REPORT, MANIFEST)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
-"""What the later commands open: a built directory, a ``model.npz`` or a ``.net`` file."""
+"""What the later commands open: a built or exported folder, or a ``.npz``, ``.net``, ``.onnx`` or ``.nir`` file."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from stars_deploy.errors import ArtifactError, ConfigError, DataError
 from stars_deploy.export.calibration import Calibration, calibrate_graph
 from stars_deploy.export.quantization import quantize_graph
 from stars_deploy.graph import SpikingGraph
+from stars_deploy.lowering.passes import lower
 from stars_deploy.pipeline.directory import FLOAT_GRAPH, MODEL, REPORT, RunDirectory, as_pixels
 from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.serde import load_quantized, load_spiking
+from stars_deploy.targets import find_target
 from stars_deploy.targets.netx_reader import read_netx
 
 
@@ -53,6 +56,20 @@ class Model:
             return None
         return int(self.directory.report()["ann"]["macs"])
 
+    def artefact(self, target: str) -> Path | None:
+        """Return the file that `target` executes: in the folder of a ``.npz``, else this one if of that format."""
+        filename = find_target(target).filename
+        if self.file.suffix == ".npz":
+            return self.file.parent / filename
+        return self.file if Path(filename).suffix == self.file.suffix else None
+
+    def origin(self, timesteps: int) -> SpikingGraph | None:
+        """Return the float graph that the integers were rounded from, where it lies beside them."""
+        path = self.file.parent / FLOAT_GRAPH
+        if self.file.name != MODEL or not path.is_file():
+            return None
+        return replace(load_spiking(path), timesteps=timesteps)
+
     def at_setting(self, timesteps: int | None = None, bits: int | None = None) -> QuantizedGraph:
         """Return the network for another number of timesteps or weight bits.
 
@@ -83,13 +100,13 @@ class Model:
 
 
 def open_model(path: str | Path, timesteps: int | None = None, reading: Reading | None = None) -> Model:
-    """Open a built directory, a ``model.npz`` or a NetX ``.net``.
+    """Open a built or exported directory, or a file of integers: ``model.npz``, ``.net``, ``.onnx``, ``.nir``.
 
     Parameters
     ----------
     path : path
     timesteps : int, optional
-        For a ``.net`` that does not state its own.
+        For a file that does not state its own.
     reading : Reading, optional
         For a ``.net``.
 
@@ -104,30 +121,71 @@ def open_model(path: str | Path, timesteps: int | None = None, reading: Reading 
     if reading not in (None, Reading()) and place.suffix != ".net":
         raise ConfigError("--input-bits, --timing, --reset-interval", f"given for {place}", "only for a .net file")
     if place.is_dir():
-        directory = RunDirectory(place)
-        if not directory.file(MODEL).is_file():
-            raise ArtifactError(
-                str(place), f"holds no {MODEL}", "the folder of a finished build",
-                "finish it with `stars-deploy build --resume`",
-            )  # fmt: skip
-        return Model(
-            name=place.name, file=directory.file(MODEL), graph=load_quantized(directory.file(MODEL)),
-            directory=directory,
+        return _open_directory(place)
+    if place.suffix not in _READERS:
+        got = "does not exist" if not place.exists() else f"a {place.suffix or 'nameless'} file"
+        allowed = f"a built directory, or a {', '.join(_READERS)} file"
+        raise ArtifactError(str(place), got, allowed, "check the path")
+    return Model(name=place.stem, file=place, graph=_READERS[place.suffix](place, timesteps, reading or Reading()))
+
+
+def _open_directory(place: Path) -> Model:
+    directory = RunDirectory(place)
+    file = directory.file(MODEL)
+    if not file.is_file():
+        raise ArtifactError(
+            str(place), f"holds no {MODEL}", "the folder of a finished build or an export",
+            "finish it with `stars-deploy build --resume`",
         )  # fmt: skip
-    if place.suffix == ".net":
-        return Model(name=place.stem, file=place, graph=read_netx(place, timesteps, **asdict(reading or Reading())))
-    if place.suffix == ".npz":
-        return Model(name=place.stem, file=place, graph=load_quantized(place))
-    got = "does not exist" if not place.exists() else f"a {place.suffix or 'nameless'} file"
-    raise ArtifactError(str(place), got, "a built directory, a model.npz or a .net file", "check the path")
+    # What `export` leaves has integers, but no settings to build them from again.
+    return Model(
+        name=place.name, file=file, graph=load_quantized(file), directory=directory if directory.is_build() else None
+    )
+
+
+def _read_integers(path: Path, timesteps: int | None, reading: Reading) -> QuantizedGraph:
+    return load_quantized(path)
+
+
+def _read_net(path: Path, timesteps: int | None, reading: Reading) -> QuantizedGraph:
+    return read_netx(path, timesteps, **asdict(reading))
+
+
+def _read_onnx(path: Path, timesteps: int | None, reading: Reading) -> QuantizedGraph:
+    from stars_deploy.targets.onnx_model import read_onnx  # loads ONNX
+
+    return read_onnx(path)
+
+
+def _read_nir(path: Path, timesteps: int | None, reading: Reading) -> QuantizedGraph:
+    from stars_deploy.targets.nir_graph import read_integers  # loads NIR
+
+    return read_integers(path)
+
+
+_READERS: Mapping[str, Callable[[Path, int | None, Reading], QuantizedGraph]] = {
+    ".npz": _read_integers,
+    ".net": _read_net,
+    ".onnx": _read_onnx,
+    ".nir": _read_nir,
+}
 
 
 def quantize_calibrated(
     graph: SpikingGraph, images: npt.NDArray[np.float64], bits: int, input_bits: int
 ) -> tuple[QuantizedGraph, Calibration]:
-    """Calibrate a lowered graph on images in [0, 1], then quantise it."""
-    calibration = calibrate_graph(graph, images, bits, input_bits)
-    return quantize_graph(graph, bits, calibration.input_bits, calibration.shares), calibration
+    """Lower a float graph, calibrate it on images in [0, 1] and quantise it.
+
+    Parameters
+    ----------
+    graph : SpikingGraph
+        Canonical.
+    images : array, (N, *shape), or (T, N, *shape) for a frame at each timestep
+    bits, input_bits : int
+    """
+    lowered = lower(graph)
+    calibration = calibrate_graph(lowered, images, bits, input_bits)
+    return quantize_graph(lowered, bits, calibration.input_bits, calibration.shares), calibration
 
 
 def evaluation_set(model: Model, data: str | None, root: str | None, limit: int | None) -> EvaluationSet | None:

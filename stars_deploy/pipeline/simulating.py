@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +17,9 @@ from stars_deploy.data import load_payloads
 from stars_deploy.engine import DEFAULT_MEMORY, FastEngine
 from stars_deploy.errors import ConfigError, TargetError
 from stars_deploy.hardware import load_profile
-from stars_deploy.pipeline.measuring import Samples, distinct_samples
 from stars_deploy.pipeline.models import Model, Reading, evaluation_set, open_model
+from stars_deploy.pipeline.samples import Samples, distinct_samples
+from stars_deploy.pipeline.verifying import write_targets
 from stars_deploy.progress import Observer
 from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.simulate import (
@@ -32,7 +34,7 @@ from stars_deploy.targets import find_target
 from stars_deploy.targets.reference import run_reference
 
 #: Engines of ``simulate``.
-ENGINES = ("fast", "reference", "lava")
+ENGINES = ("fast", "reference", "onnx", "lava")
 #: Samples drawn when a bare file comes without any images.
 NOISE_SAMPLES = 64
 
@@ -122,7 +124,7 @@ def simulate_model(
     graph = model.at_setting(timesteps)
     image_memory = min(64 << 20, choice.memory // 4)
     choice = replace(choice, memory=choice.memory - image_memory)
-    prepared = _engine(choice, model, graph, reading or Reading())
+    prepared = _engine(choice, model, graph, reading or Reading(), watch)
     samples = _simulated_on(replace(model, graph=graph), data, root, limit)
     with watch.stage("simulate"):
         evaluation = run_evaluation(
@@ -177,20 +179,43 @@ def _simulated_on(model: Model, data: str | None, root: str | None, limit: int |
     return Samples(images=evaluated.images, labels=evaluated.labels, source=evaluated.name)
 
 
-def _engine(choice: EngineChoice, model: Model, graph: QuantizedGraph, reading: Reading) -> Engine:
+def _engine(choice: EngineChoice, model: Model, graph: QuantizedGraph, reading: Reading, watch: Observer) -> Engine:
     if choice.name == "fast":
         return fast_engine(choice.threads, choice.memory)
     if choice.name == "reference":
         return recording_engine(run_reference)
-    if choice.name != "lava":
+    if choice.name not in ENGINES:
         raise ConfigError("--engine", choice.name, ", ".join(ENGINES))
-    available = find_target("lava").availability()
+    available = find_target(choice.name).availability()
     if not available.ok:
-        raise TargetError("--engine lava", "not available here", ", ".join(ENGINES), available.reason)
-    if model.directory is not None and graph is not model.graph:
-        raise ConfigError("--timesteps", graph.timesteps, f"{model.graph.timesteps} with --engine lava")
+        raise TargetError(f"--engine {choice.name}", "not available here", ", ".join(ENGINES), available.reason)
+    if choice.name == "onnx":
+        return _onnx_engine(choice, model, graph, watch)
+    return _lava_engine(model, graph, reading)
+
+
+def _lava_engine(model: Model, graph: QuantizedGraph, reading: Reading) -> Engine:
     from stars_deploy.targets.lava import LavaTarget
 
+    if model.directory is not None and graph is not model.graph:
+        raise ConfigError("--timesteps", graph.timesteps, f"{model.graph.timesteps} with --engine lava")
     target = LavaTarget(timing=reading.timing, reset_interval=reading.reset_interval, reset_offset=reading.reset_offset)
-    file = model.file.parent / target.filename if model.file.suffix == ".npz" else model.file
+    file = model.artefact("lava")
+    if file is None:
+        raise ConfigError("--engine lava", f"cannot run {model.file}", "a built directory or a .net file")
     return recording_engine(lambda _, images: target.execute(file, images, graph.timesteps))
+
+
+def _onnx_engine(choice: EngineChoice, model: Model, graph: QuantizedGraph, watch: Observer) -> Engine:
+    """Run the artefact where it holds this network; else one that is written for the occasion."""
+    from stars_deploy.targets.onnx_model import OnnxSession
+
+    file = model.artefact("onnx")
+    if graph is model.graph and file is not None and file.is_file():
+        session = OnnxSession(file, threads=choice.threads)
+    else:
+        watch.noted("no model.onnx holds this network: one is written for this simulation alone")
+        with tempfile.TemporaryDirectory() as folder:
+            (file,) = write_targets(graph, Path(folder), ["onnx"])
+            session = OnnxSession(file, threads=choice.threads)
+    return recording_engine(lambda _, images: session.execute(images))

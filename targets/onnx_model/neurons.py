@@ -1,0 +1,148 @@
+"""One timestep of one population, the part that all models are made of: in a Scan, or alone in the one-step model.
+
+The equations and their order are those of :func:`stars_deploy.targets.reference.update`. What bounds prove impossible
+(a wrap, a clip) is left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stars_deploy.populations import STATE_EXP, IntArray, Population
+from stars_deploy.quantized import QuantizedGraph
+from stars_deploy.targets.onnx_model.arithmetic import Ranges, draw_clip, draw_decay, draw_wrap, find_ranges
+from stars_deploy.targets.onnx_model.drawing import Drawing
+from stars_deploy.targets.onnx_model.frames import channels_last
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A population with the numbers that it is computed in.
+
+    Parameters
+    ----------
+    population : Population
+    ranges : Ranges
+    biased : bool
+        Whether the input sets its biases.
+    """
+
+    population: Population
+    ranges: Ranges
+    biased: bool
+
+    @property
+    def kind(self) -> np.dtype[np.generic]:
+        """Type of its state."""
+        return self.ranges.kind
+
+    @property
+    def leaks(self) -> bool:
+        """Whether its current is a state."""
+        return self.population.leaks_current
+
+    @property
+    def size(self) -> int:
+        """Number of neurons."""
+        return self.population.size
+
+
+def make_cells(graph: QuantizedGraph, timesteps: int | None) -> dict[str, Cell]:
+    """Return the cells of `graph` by name, for runs of at most `timesteps`, or of any length."""
+    return {
+        population.name: Cell(
+            population=population,
+            ranges=find_ranges(graph, population, timesteps),
+            biased=graph.input.biases == population.name,
+        )
+        for population in graph.populations
+    }
+
+
+def draw_drive(draw: Drawing, cell: Cell, activation: str, current: str = "") -> tuple[str, str]:
+    """Draw the current and what it adds to the membrane together with the bias, (..., N) each.
+
+    Parameters
+    ----------
+    draw : Drawing
+    cell : Cell
+    activation : str
+        Shifted already; empty where nothing enters.
+    current : str
+        Of the timestep before; empty for a population whose current does not outlast its timestep.
+    """
+    population, ranges = cell.population, cell.ranges
+    made = activation
+    if current:
+        decay = _flat(population.decay_u, population.shape)
+        left = draw_decay(draw, current, decay, f"decay_u:{population.name}", ranges.current, cell.kind)
+        made = draw.add("Add", left, activation) if left and activation else left or activation
+    if ranges.wraps and made:
+        made = draw_wrap(draw, made, cell.kind)
+    bias = _draw_bias(draw, cell)
+    return made, draw.add("Add", made, bias) if made and bias else made or bias
+
+
+def draw_membrane(draw: Drawing, cell: Cell, membrane: str, drive: str) -> tuple[str, str]:
+    """Draw the membrane after `drive` and its spikes, bool, (B, N) each."""
+    population, ranges = cell.population, cell.ranges
+    decay = _flat(population.decay_v, population.shape)
+    left = draw_decay(draw, membrane, decay, f"decay_v:{population.name}", ranges.membrane, cell.kind)
+    raised = draw.add("Add", left, drive) if left and drive else left or drive
+    if not raised:
+        raised = draw.add("Mul", membrane, draw.constant(0, cell.kind))
+    if ranges.clips:
+        raised = draw_clip(draw, raised, cell.kind)
+    spikes = draw.add("Greater", raised, _draw_threshold(draw, cell))
+    if not population.fires:
+        return raised, spikes
+    quiet = draw.cast(draw.add("Not", spikes), cell.kind)
+    return draw.add("Mul", raised, quiet), spikes
+
+
+def draw_reset(draw: Drawing, state: str, keep: str) -> str:
+    """Draw a state variable that starts from 0 where `keep` is 0 and stays where it is 1."""
+    return draw.add("Mul", state, keep)
+
+
+def compact_bias(population: Population) -> IntArray:
+    """Return the biases as a model keeps them: (1,), (C,) or (N,); empty where all are 0."""
+    flat = channels_last(population.bias, population.shape)
+    channels = population.shape[0] if len(population.shape) == 3 else population.size
+    if not flat.any():
+        return flat[:0]
+    if (flat == flat[0]).all():
+        return flat[:1]
+    rows = flat.reshape(-1, channels)
+    return rows[0] if (rows == rows[0]).all() else flat
+
+
+def _draw_bias(draw: Drawing, cell: Cell) -> str:
+    population = cell.population
+    compact = compact_bias(population)
+    if not compact.size:
+        return ""
+    stored = draw.tensor(f"bias:{population.name}", compact.astype(np.int16))
+    shifted = _draw_shifted(draw, stored, cell.kind)
+    if compact.size in (1, population.size):
+        return shifted
+    return draw.root.add("Tile", shifted, draw.constant([population.size // compact.size], np.int64))
+
+
+def _draw_threshold(draw: Drawing, cell: Cell) -> str:
+    population = cell.population
+    if isinstance(population.vth, int):
+        return draw.constant(population.vth << STATE_EXP, cell.kind)
+    flat = channels_last(population.vth, population.shape)
+    stored = draw.tensor(f"vth:{population.name}", flat.astype(np.int32))
+    return _draw_shifted(draw, stored, cell.kind)
+
+
+def _draw_shifted(draw: Drawing, stored: str, kind: np.dtype[np.generic]) -> str:
+    return draw.root.add("Mul", draw.root.cast(stored, kind), draw.constant(1 << STATE_EXP, kind))
+
+
+def _flat(values: int | IntArray, shape: tuple[int, ...]) -> int | IntArray:
+    return values if isinstance(values, int) else channels_last(values, shape)
