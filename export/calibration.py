@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from stars_deploy.errors import QuantizationError
 from stars_deploy.export.execution import run_float
 from stars_deploy.export.quantization import fit_layer, quantized_input
-from stars_deploy.graph import FloatArray, SpikingGraph
+from stars_deploy.graph import FloatArray, Parameter, SpikingGraph
 from stars_deploy.lowering.layers import FloatLayer, FloatProjection, float_layers
 from stars_deploy.lowering.rounding import RoundedLayer, unit_of
 from stars_deploy.quantized import STATE_EXP, IntArray, Population, QuantizedInput, decayed
@@ -220,9 +219,7 @@ class _Candidate:
     error: float
 
 
-def _best_input(
-    stimulus: _Stimulus, fed: Sequence[FloatLayer], bits: int, input_bits: int
-) -> dict[str, _Candidate]:
+def _best_input(stimulus: _Stimulus, fed: Sequence[FloatLayer], bits: int, input_bits: int) -> dict[str, _Candidate]:
     """Return the candidates of the layers that the input enters at its best bits; of equals, at the most bits."""
     best: dict[str, _Candidate] = {}
     refusals: list[QuantizationError] = []
@@ -263,11 +260,12 @@ def _best_candidate(stimulus: _Stimulus, layer: FloatLayer, incoming: QuantizedI
     return best
 
 
-def _steps(layer: FloatLayer, population: Population) -> npt.ArrayLike:
+def _steps(layer: FloatLayer, population: Population) -> Parameter:
     """Return the steps [LSB] of one unit of potential: what a current does depends on the threshold that it meets."""
     if layer.threshold is None:
         return population.scale
-    return np.divide(population.vth, layer.threshold)
+    steps: Parameter = np.divide(population.vth, layer.threshold)
+    return steps
 
 
 def _report(best: _Candidate, layer: FloatLayer, timesteps: int, rate: float) -> LayerReport:

@@ -115,10 +115,10 @@ def bound_layer(
         negative, positive = (_per_output(projection, part) for part in signed_sums(projection))
         low = low + negative * largest + positive * least
         high = high + positive * largest + negative * least
-    return bound_states(population, low, high, timesteps, image)
+    return _bound_states(population, low, high, timesteps, image)
 
 
-def bound_states(
+def _bound_states(
     population: Population,
     low: IntArray,
     high: IntArray,

@@ -51,7 +51,9 @@ def chain(seed=0, *, payload=(4, False), timesteps=5, **dynamics):
     first = _conv(rng, "conv", "image", "hidden", (4, 2, 3, 2), padding=(1, 0), stride=(1, 2))
     shape = first.output_shape(SHAPE)
     return QuantizedGraph(
-        input=QuantizedInput(name="image", shape=SHAPE, precision=Precision(bits=payload[0], signed=payload[1]), scale=15.0),
+        input=QuantizedInput(
+            name="image", shape=SHAPE, precision=Precision(bits=payload[0], signed=payload[1]), scale=15.0
+        ),
         populations=(_population(rng, "hidden", shape, **dynamics), _readout(rng)),
         projections=(first, _dense(rng, "dense", "hidden", "readout", (3, int(np.prod(shape))))),
         timesteps=timesteps,

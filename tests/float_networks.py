@@ -68,7 +68,7 @@ def _linear(rng, name, out, features, spread, kind):
 
 
 def _neuron(rng, name, kind, shape, each):
-    """Gains are one for each channel of a convolution and one for each neuron of a dense population; the rest is free."""
+    """Gains are one for each channel of a convolution, or one for each neuron of a dense population."""
     by_channel = (shape[0], *[1] * (len(shape) - 1))
 
     def drawn(low, high, size):

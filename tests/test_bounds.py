@@ -12,7 +12,7 @@ from graph_features import observed_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stars_deploy.bounds import bound_population, prove_bounds
+from stars_deploy.bounds import bound_layer, bound_population, prove_bounds, value_range
 from stars_deploy.errors import QuantizationError
 from stars_deploy.precision import Precision
 from stars_deploy.quantized import (
@@ -275,6 +275,25 @@ def test_bounds_of_a_signed_input_and_of_an_image_that_is_a_bias():
     with pytest.raises(QuantizationError, match=r"n: accumulates up to 1\.25 times"):
         prove_bounds(biased.with_timesteps(5))
     assert run_reference(biased.with_timesteps(5), image).potential[0].tolist() == [1 - LIMIT, LIMIT - 1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(random_graphs.graphs())
+def test_a_layer_is_bound_by_what_enters_it_alone(drawn):
+    graph = drawn[0]
+    for population in graph.populations:
+        if graph.input.biases == population.name:
+            continue
+        entering = [(item, value_range(graph, item.source)) for item in graph.into(population.name)]
+        assert bound_layer(population, entering, graph.timesteps) == bound_population(graph, population)
+    # Sources that send more, less or nothing, whatever they are called.
+    weight = np.array([[3, -5]])
+    synapses = DenseProjection(name="w", source="x", target="n", weight=weight)
+    neuron = Population(name="n", shape=(1,), bias=np.array([2]))
+    for (low, high), reached in (((0, 1), (-5, 3)), ((-2, 4), (-26, 22)), ((0, 0), (0, 0))):
+        bounds = bound_layer(neuron, [(synapses, (low, high)), (synapses, (0, 0))], 1)
+        assert (bounds.u_low, bounds.u_high) == (64 * reached[0], 64 * reached[1])
+        assert (bounds.v_low, bounds.v_high) == (min(0, 64 * (reached[0] + 2)), max(0, 64 * (reached[1] + 2)))
 
 
 def test_huge_weights_are_refused_instead_of_overflowing_the_proof():

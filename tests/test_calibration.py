@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+import float_networks
 import numpy as np
 import pytest
 
 from stars_deploy.errors import GraphError, QuantizationError
-from stars_deploy.export.calibration import SHARES, LayerReport, calibrate_graph
+from stars_deploy.export.calibration import SHARES, LayerReport, calibrate_graph, compare_rates
 from stars_deploy.export.execution import run_float
 from stars_deploy.export.quantization import quantize_graph
-from stars_deploy.graph import LIF, Conv2d, Input, Integrator, Linear, SpikingGraph
+from stars_deploy.graph import IF, LI, LIF, Conv2d, CubaLIF, Delay, Input, Integrator, Linear, SpikingGraph
 from stars_deploy.quantized import find_difference
-from stars_deploy.targets.reference import run_reference
+from stars_deploy.targets.reference import project, run_reference, update
 
 SHAPE = (1, 6, 6)
 
@@ -116,8 +117,8 @@ def test_rates_and_errors_are_those_of_an_own_computation():
     first, second, readout = found.layers
     assert 0.02 < record.rate("lif1") < 0.9
     assert [layer.rate for layer in found.layers] == [record.rate("lif1"), record.rate("lif2"), 0.0]
-    # The first layer gets the images themselves: its rate is that of the integer network but for rare roundings.
-    assert first.quantized_rate == pytest.approx(reference.spikes["lif1"].mean(), abs=0.003)
+    # The first layer gets the images themselves: its rate is that of the integer network.
+    assert first.quantized_rate == pytest.approx(reference.spikes["lif1"].mean(), rel=1e-12)
     assert first.quantized_rate != first.rate
     assert (readout.fires, readout.rate, readout.quantized_rate) == (False, 0.0, 0.0)
     # Current of the second layer, spikes of the float network as input, against its rounded threshold.
@@ -128,6 +129,11 @@ def test_rates_and_errors_are_those_of_an_own_computation():
     expected = np.sqrt(np.mean((got - wanted) ** 2)) / np.sqrt(np.mean(wanted**2))
     assert second.current_error == pytest.approx(expected, rel=1e-9)
     assert second.current_error > 0.01
+    # Weights against floats of as many steps.
+    steps = dense.weight * 1.25 * quantized.population("lif2").scale
+    expected = np.linalg.norm(quantized.projections[1].weight - steps) / np.linalg.norm(steps)
+    assert second.weight_error == pytest.approx(expected, rel=1e-9)
+    assert second.weight_error > 0.02
 
 
 def test_a_sound_network_has_no_warnings():
@@ -145,9 +151,12 @@ def test_warnings_name_what_is_wrong():
     assert any("lif1 has its input current changed by" in text for text in coarse.warnings)
 
 
+REPORT = LayerReport(name="lif", fires=True, scale=1.0, largest_weight=1, allowed_weight=1, clipped=0.0,
+                     weight_error=0.1, current_error=0.1, rate=0.25, quantized_rate=0.2)  # fmt: skip
+
+
 def test_a_layer_that_quantisation_silences_says_so():
-    report = LayerReport(name="lif", fires=True, scale=1.0, largest_weight=1, allowed_weight=1, clipped=0.0,
-                         current_error=0.1, rate=0.25, quantized_rate=0.0)  # fmt: skip
+    report = replace(REPORT, quantized_rate=0.0)
     assert report.warnings == ("lif goes silent: it fired at a rate of 0.25 before quantisation",)
     assert replace(report, quantized_rate=0.2).warnings == ()
     assert replace(report, fires=False, rate=0.0).warnings == ()
@@ -177,3 +186,127 @@ def test_images_that_do_not_fit_are_refused():
         calibrate_graph(network(), np.zeros((2, 3, 6, 6)), 8, 8)
     with pytest.raises(QuantizationError, match="image: values from 0 to 510"):
         calibrate_graph(network(), 2 * np.ones((1, *SHAPE)) * np.eye(6), 8, 8)
+
+
+def test_rates_of_the_deployed_network_are_compared():
+    other = replace(REPORT, name="out", fires=False, rate=0.0, quantized_rate=0.0)
+    assert compare_rates([REPORT, other], {"lif": 0.1, "out": 0.0}) == ()
+    change = ": its rate is 0, and was 0.25 before quantisation"
+    assert compare_rates([REPORT], {"lif": 0.0}) == (f"lif goes silent in the deployed network{change}",)
+    change = ": its rate is 0.95, and was 0.25 before quantisation"
+    assert compare_rates([REPORT], {"lif": 0.95}) == (f"lif is saturated in the deployed network{change}",)
+    # What the layer's own warnings say already is not said again.
+    silent, saturated = replace(REPORT, quantized_rate=0.0), replace(REPORT, quantized_rate=0.92)
+    assert silent.warnings
+    assert saturated.warnings
+    assert compare_rates([silent], {"lif": 0.0}) == compare_rates([saturated], {"lif": 0.95}) == ()
+    with pytest.raises(QuantizationError, match="out: has no deployed rate"):
+        compare_rates([REPORT, other], {"lif": 0.1})
+
+
+def test_errors_that_add_up_silence_a_deployed_population_that_is_sound_by_itself():
+    graph = network()
+    found = calibrate_graph(graph, images(), 2, 8)
+    quantized = quantize_graph(graph, 2, found.input_bits, found.shares)
+    record = run_reference(quantized, quantized.input.quantize(0.0 * images()))
+    deployed = {name: float(spikes.mean()) for name, spikes in record.spikes.items()}
+    assert compare_rates(found.layers, deployed) == tuple(
+        f"{layer.name} goes silent in the deployed network: its rate is 0, and was {layer.rate:.2g} before quantisation"
+        for layer in found.layers
+        if layer.fires and deployed[layer.name] == 0
+    )
+    assert 0 in [deployed["lif1"], deployed["lif2"]]
+
+
+def activations(graph, record, name):
+    """Sum of weights times what the float network sends, delays included, for each timestep; bias included."""
+    quantized = {item.name: item for item in graph.into(name)}
+    total = 0
+    for item in quantized.values():
+        sent = record.values[item.source]
+        payloads = graph.input.quantize(sent) if item.source == graph.input.name else sent.astype(np.int64)
+        for delay, synapses in item.by_delay():
+            late = np.concatenate([np.zeros_like(payloads[:1])] * delay + [payloads])[: len(payloads)]
+            total = total + np.stack([project(synapses, step) for step in late])
+    return total
+
+
+@pytest.mark.parametrize("kinds", [(LIF, CubaLIF, IF), (CubaLIF, IF, LIF), (IF, LIF, CubaLIF)])
+@pytest.mark.parametrize("frames", [0, 6])
+def test_sums_loops_delays_and_currents_are_calibrated(kinds, frames):
+    """Each population against the reference's own dynamics, fed by the float network."""
+    graph = float_networks.network(4, kinds, LI)
+    shown = float_networks.images(frames=frames)
+    bits = 1 if frames else 4
+    found = calibrate_graph(graph, shown, 6, bits)
+    assert found.input_bits == bits
+    assert list(found.shares) == [layer.name for layer in found.layers] == [*float_networks.FIRING, "readout"]
+    quantized = quantize_graph(graph, 6, found.input_bits, found.shares)
+    record = run_float(graph, shown)
+    for layer in found.layers:
+        population = quantized.population(layer.name)
+        assert layer.scale == population.scale
+        assert layer.largest_weight == max(np.abs(item.weight).max() for item in quantized.into(layer.name))
+        sums = activations(quantized, record, layer.name)
+        u = v = np.zeros(sums.shape[1:], np.int64)
+        spikes = []
+        for step in sums:
+            u, v, fired = update(population, u, v, step, population.bias)
+            spikes.append(fired)
+        assert layer.quantized_rate == pytest.approx(np.mean(spikes), rel=1e-12)
+        assert layer.rate == (record.rate(layer.name) if layer.fires else 0)
+        assert 0.001 < layer.current_error < 0.1
+        assert 0.001 < layer.weight_error < 0.1
+    assert [layer.fires for layer in found.layers] == [True, True, True, False]
+    assert found.warnings == ()
+
+
+def test_the_current_error_of_many_thresholds_is_measured_against_each():
+    graph = float_networks.network(4, (IF, IF, IF))
+    shown = float_networks.images(frames=6)
+    found = calibrate_graph(graph, shown, 6, 1)
+    quantized = quantize_graph(graph, 6, 1, found.shares)
+    record = run_float(graph, shown)
+    third, population = graph.node("third"), quantized.population("third")
+    assert np.ptp(third.v_threshold) > 0
+    got = (activations(quantized, record, "third") + population.bias) / (population.vth / third.v_threshold)
+    wanted = (record.values["dense"] + record.values["loop"]) * float_networks.DT * third.r
+    expected = np.sqrt(np.mean((got - wanted) ** 2) / np.mean(wanted**2))
+    assert found.layers[2].current_error == pytest.approx(expected, rel=1e-9)
+
+
+def test_input_bits_serve_all_layers_that_the_image_enters():
+    # At 8 bits the first layer is best, but the image's weights beside those of spikes round to nothing.
+    graph = float_networks.network(2)
+    graph = changed(graph, conv2={"weight": 4 * graph.node("conv2").weight})
+    with pytest.raises(QuantizationError, match="skip: its largest weight"):
+        quantize_graph(graph, 8, 8)
+    assert 4 <= calibrate_graph(graph, float_networks.images(), 8, 8).input_bits < 8
+    with pytest.raises(QuantizationError, match="second: its weights, bias and accumulator leave"):
+        calibrate_graph(
+            changed(graph, conv2={"weight": 1e4 * graph.node("conv2").weight}), float_networks.images(), 8, 8
+        )
+
+
+def test_a_population_that_only_hears_the_image_late_is_calibrated_on_what_it_hears():
+    rng = np.random.default_rng(0)
+    nodes = (Input(name="image", shape=(1, 1, 8)), Delay(name="late", delay=np.array(3e-3)),
+             Linear(name="w", weight=rng.normal(size=(5, 8)), bias=np.zeros(5)),
+             IF(name="n", r=1e3, v_threshold=0.3))  # fmt: skip
+    edges = tuple((one.name, other.name) for one, other in itertools.pairwise(nodes))
+    shown = rng.random((10, 1, 1, 8))
+    late, never = (SpikingGraph(nodes=nodes, edges=edges, timesteps=steps) for steps in (4, 3))
+    (report,) = calibrate_graph(late, shown, 8, 8).layers
+    assert 0 < report.rate <= 0.25
+    assert report.quantized_rate == pytest.approx(report.rate, abs=0.05)
+    assert "n never fires, not even before quantisation" in calibrate_graph(never, shown, 8, 8).warnings
+
+
+def test_frames_that_do_not_fit_are_refused():
+    graph = float_networks.network()
+    with pytest.raises(QuantizationError, match="calibration: no images"):
+        calibrate_graph(graph, np.zeros((6, 0, *float_networks.SHAPE)), 8, 1)
+    with pytest.raises(GraphError, match="image: 5 frames"):
+        calibrate_graph(graph, float_networks.images(frames=5), 8, 1)
+    with pytest.raises(QuantizationError, match="image: values from 0 to 3"):
+        calibrate_graph(graph, 3 * float_networks.images(frames=6), 8, 1)

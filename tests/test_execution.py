@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -162,9 +164,9 @@ def test_each_population_follows_its_equations():
 
 
 def test_a_current_outlasts_its_input_and_a_spike():
-    # u: 1, 1.5, 1.75, 1.875; v before the reset: 0.5, 1, 1.375 (fires above 1.25), 0.9375
-    record = single(CubaLIF, tau_syn=1.0, tau_mem=1.0, w_in=2.0, v_threshold=1.25, image=(1.0, 0.0))
-    assert record.values["out"][:, 0].tolist() == [[0, 0], [0, 0], [1, 0], [0, 0]]
+    # u: 1, 1.75, 2.3125, 2.734375; v before the reset: 0.5, 1.125, 1.71875 (fires above 1.25), 1.3671875 (fires)
+    record = single(CubaLIF, tau_syn=2.0, tau_mem=1.0, w_in=4.0, v_threshold=1.25, image=(1.0, 0.0))
+    assert record.values["out"][:, 0].tolist() == [[0, 0], [0, 0], [1, 0], [1, 0]]
     node = CubaLIF(name="out", tau_syn=1.0, tau_mem=1.0, w_in=2.0, v_threshold=1.25, v_reset=-0.25, v_leak=0.5)
     state = initial_state(node, (3, 1))
     assert [part.tolist() for part in state] == [[[0.0]] * 3, [[-0.25]] * 3]
@@ -174,6 +176,8 @@ def test_a_current_outlasts_its_input_and_a_spike():
     assert potential.ravel().tolist() == [0.625, -0.25, 0.125]
     spikes, (current, potential) = step_neuron(node, np.zeros((3, 1)), (current, potential), 0.5)
     assert current.ravel().tolist() == [0.5, 2, 0] and potential.ravel().tolist() == [0.8125, 1.125, 0.3125]
+    slow = replace(node, tau_syn=2.0)
+    assert step_neuron(slow, np.zeros((3, 1)), (current, potential), 0.5)[1][0].ravel().tolist() == [0.375, 1.5, 0]
 
 
 def test_parameters_of_each_neuron_are_its_own():

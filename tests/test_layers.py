@@ -232,6 +232,8 @@ def test_graphs_that_are_not_layers_are_refused_by_name(nodes, edges, message):
         ([], "", r"graph: ends in image \(Input\)"),
         ([pointwise("a"), pointwise("b"), lif("x"), lif("y")],
          "image>a image>b a>x b>y", r"graph: ends in x \(LIF\), y \(LIF\)"),
+        ([pointwise("a"), pointwise("b"), pointwise("c"), delay(1), lif("x"), lif("y")],
+         "image>a image>b a>x b>y y>d d>c c>y", "b: leads nowhere; allowed: a path to x"),
     ],
 )  # fmt: skip
 def test_graphs_without_one_output_are_refused(nodes, edges, message):

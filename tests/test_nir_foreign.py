@@ -1,8 +1,8 @@
 """NIR files written by snnTorch, SpikingJelly, sinabs and norse: read here, they give the tool's own spikes.
 
-``tests/data/nir/README.md`` says how the files were made. Each comes with what its own tool did on three images, step by
-step. Where the file cannot say what the tool does, the tool's own rule is emulated here, and the spikes are equal again:
-the difference is that rule and nothing else. ``docs/nir-peers.md`` has the numbers.
+``tests/data/nir/README.md`` says how the files were made. Each comes with what its own tool did on three images, step
+by step. Where the file cannot say what the tool does, the tool's own rule is emulated here, and the spikes are equal
+again: the difference is that rule and nothing else. ``docs/nir-peers.md`` has the numbers.
 """
 
 from __future__ import annotations

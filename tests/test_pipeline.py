@@ -26,14 +26,16 @@ from stars_deploy.errors import (
 )
 from stars_deploy.pipeline import Observer, build, compare_models, export_model, simulate_model, train, verify_model
 from stars_deploy.pipeline.directory import RunDirectory
-from stars_deploy.pipeline.verifying import distinct_samples, verify_targets, write_targets
 from stars_deploy.pipeline.models import Reading, open_model
+from stars_deploy.pipeline.samples import distinct_samples
 from stars_deploy.pipeline.simulating import EngineChoice, Recording
+from stars_deploy.pipeline.verifying import verify_targets, write_targets
 from stars_deploy.quantized import find_difference
 from stars_deploy.report import summarize_accuracy
 from stars_deploy.serde import load_graph, load_quantized, save_graph
 from stars_deploy.student import load_student
 from stars_deploy.targets import TARGETS
+from stars_deploy.targets.base import Availability
 from stars_deploy.targets.netx_reader import read_netx
 from stars_deploy.targets.reference import run_reference
 from stars_deploy.verification import Verification, check_verified
@@ -46,7 +48,7 @@ def settings(**changes):
         "distill": {"steps": 30, "checkpoint_every": 10},
         "synthesis": {"warmup_steps": 20, "batch": 64},
         "held_out_images": 64,
-        "targets": ["netx"],
+        "targets": ["netx", "onnx", "nir"],
         "threads": 1,
     }
     return load_config(None, {**base, **changes})
@@ -117,7 +119,7 @@ def test_manifest_covers_every_file(built):
     files = {path.name for path in directory.iterdir()} - {"manifest.json"}
     assert set(manifest["files"]) == files
     assert files == {
-        "config.yaml", "distill.jsonl", "graph.npz", "model.net", "model.npz", "report.json",
+        "config.yaml", "distill.jsonl", "graph.npz", "model.net", "model.nir", "model.npz", "model.onnx", "report.json",
         "student.safetensors", "synthetic.npz",
     }  # fmt: skip
     for name, entry in manifest["files"].items():
@@ -499,8 +501,8 @@ def test_verify_names_the_layer_that_was_changed(copied):
 def spoil(monkeypatch, module):
     """Make the writer that `module` uses change a weight, as a wrong exporter would."""
 
-    def write_wrongly(graph, folder, targets):
-        files = write_targets(graph, folder, targets)
+    def write_wrongly(graph, folder, targets, **options):
+        files = write_targets(graph, folder, targets, **options)
         with h5py.File(folder / "model.net", "r+") as file:
             weight = file["layer/1/weight"]
             weight[0] = -weight[0][()]
@@ -522,12 +524,14 @@ def test_a_difference_fails_the_export(built, tmp_path, monkeypatch):
         export_model(built[0].directory, ["netx"], tmp_path / "exported")
 
 
-def test_netx_is_verified_whatever_the_targets(built):
-    watch = Observer()
+def test_the_file_of_lava_is_verified_without_lava_too(built, monkeypatch):
+    monkeypatch.setattr(type(TARGETS["lava"]), "availability", lambda self: Availability(ok=False, reason="not here"))
+    watch = Recorder()
     graph = load_quantized(built[0].directory / "model.npz")
     samples = distinct_samples(open_model(built[0].directory), None, 4)
-    results = verify_targets(graph, built[0].directory, [], samples.images, watch)
-    assert [(item.target, item.passed) for item in results] == [("netx", True)]
+    results = verify_targets(graph, built[0].directory, ["lava"], samples, watch)
+    assert [(item.target, item.ran, item.passed) for item in results] == [("netx", True, True), ("lava", False, False)]
+    assert watch.notes == ["lava was not run: not here"]
 
 
 def test_samples_are_distinct(built):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Union
 
 import numpy as np
 
@@ -27,13 +28,14 @@ from stars_deploy.graph import (
     Parameter,
     SpikingGraph,
 )
-from stars_deploy.lowering.chains import require_one_end
+from stars_deploy.lowering.chains import fresh_name, require_one_end
 from stars_deploy.lowering.layers import per_output
 from stars_deploy.lowering.neurons import membrane_gain
 from stars_deploy.lowering.rounding import check_plain, check_scale
 from stars_deploy.populations import IntArray
 from stars_deploy.quantized import DECAY_ONE, ConvProjection, DenseProjection, Population, Projection, QuantizedGraph
 
+_Made = Union[Input, Delay, Conv2d, Linear, Neuron]
 #: A state that never decays, beside ones that do, gets a time constant of this many timesteps: its leak rounds to 0 in
 #: units of 1/4096, and in float32 ``1 - leak`` is 1.
 ENDLESS = 1 << 30
@@ -66,27 +68,22 @@ def dequantize(graph: QuantizedGraph, dt: float = 1e-3) -> SpikingGraph:
     """
     check_plain(graph.input)
     _check_names(graph)
-    parts = [_part(graph, population, dt) for population in graph.populations]
-    layers = {part.population.name: part for part in parts}
-    nodes: list[Input | Delay | Conv2d | Linear | Neuron] = [_input(graph)]
+    parts = {population.name: _part(graph, population, dt) for population in graph.populations}
+    nodes: list[_Made] = [_input(graph)]
     edges: list[tuple[str, str]] = []
-    taken = {graph.input.name, *layers, *(item.name for item in graph.projections)}
+    taken = {graph.input.name, *parts, *(item.name for item in graph.projections)}
     for projection in graph.projections:
-        chain = (projection.source, projection.name, projection.target)
         delay = _delay(graph, projection, dt, taken)
-        if delay is not None:
-            taken.add(delay.name)
-            nodes.append(delay)
-            chain = (projection.source, delay.name, projection.name, projection.target)
-        nodes.append(_projection(graph, projection, layers[projection.target]))
-        edges.extend(itertools.pairwise(chain))
-    nodes.extend(part.neuron for part in parts)
+        chain = [*delay, _projection(graph, projection, parts[projection.target])]
+        nodes.extend(chain)
+        edges.extend(itertools.pairwise([projection.source, *(node.name for node in chain), projection.target]))
+    nodes.extend(part.neuron for part in parts.values())
     for node in nodes:
         _check_range(node)
-    made = SpikingGraph(
-        nodes=tuple(nodes), edges=tuple(edges), dt=dt, timesteps=graph.timesteps, labels=graph.labels
+    return _checked_output(
+        SpikingGraph(nodes=tuple(nodes), edges=tuple(edges), dt=dt, timesteps=graph.timesteps, labels=graph.labels),
+        graph,
     )
-    return _checked_output(made, graph)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +106,10 @@ def _checked_output(made: SpikingGraph, graph: QuantizedGraph) -> SpikingGraph:
     require_one_end(made)
     if made.output.name != graph.output.name:
         # Where all populations feed others, a float graph takes the last that it executes for the output.
-        got, allowed = f"{graph.output.name} is read out, before {made.output.name}", "the last population to be executed"
+        got, allowed = (
+            f"{graph.output.name} is read out, before {made.output.name}",
+            "the last population to be executed",
+        )
         raise QuantizationError("graph", got, allowed)
     return made
 
@@ -153,9 +153,7 @@ def _part(graph: QuantizedGraph, population: Population, dt: float) -> _Part:
 def _is_even(graph: QuantizedGraph, population: Population) -> bool:
     """Whether decays are the same wherever projections share their weights."""
     decays = (population.decay_u, population.decay_v)
-    return all(
-        per_output(decay, item.weight) is not None for item in graph.into(population.name) for decay in decays
-    )
+    return all(per_output(decay, item.weight) is not None for item in graph.into(population.name) for decay in decays)
 
 
 def _time_constant(decay: int | IntArray, dt: float) -> Parameter:
@@ -171,9 +169,10 @@ def _threshold(population: Population) -> Parameter:
     return threshold
 
 
-def _delay(graph: QuantizedGraph, projection: Projection, dt: float, taken: set[str]) -> Delay | None:
+def _delay(graph: QuantizedGraph, projection: Projection, dt: float, taken: set[str]) -> tuple[Delay, ...]:
+    """Return the delay before a projection, if it has one, with a name that is not yet `taken`."""
     if np.max(projection.delay) == 0:
-        return None
+        return ()
     steps = np.asarray(projection.delay)
     if steps.ndim:
         if (steps != steps[0]).any():
@@ -181,10 +180,7 @@ def _delay(graph: QuantizedGraph, projection: Projection, dt: float, taken: set[
                 f"{projection.name}.delay", "differs between synapses of one source", "one delay for each source"
             )
         steps = steps[0].reshape(graph.shape_of(projection.source))
-    name = f"{projection.name}_delay"
-    while name in taken:
-        name += "_"
-    return Delay(name=name, delay=steps * dt)
+    return (Delay(name=fresh_name(f"{projection.name}_delay", taken), delay=steps * dt),)
 
 
 def _projection(graph: QuantizedGraph, projection: Projection, part: _Part) -> Conv2d | Linear:
@@ -222,7 +218,7 @@ def _convolution(projection: ConvProjection, weight: FloatArray, bias: FloatArra
     )
 
 
-def _check_range(node: Input | Delay | Conv2d | Linear | Neuron) -> None:
+def _check_range(node: _Made) -> None:
     limits = np.finfo(np.float32)
     for name in type(node).__dataclass_fields__:
         values = getattr(node, name)

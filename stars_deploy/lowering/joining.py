@@ -71,10 +71,10 @@ def _link(graph: SpikingGraph, chain: Chain, taken: set[str]) -> _Link:
     if base is None:
         names = [node.name for node in nodes if not isinstance(node, Flatten)]
         name = names[-1] if names else fresh_name(f"{chain.source}-{chain.target}", taken)
-        part, base = identity(name, graph.shapes[chain.target]), len(nodes)
+        part, base = identity(name, graph.shapes[chain.source]), -1
     else:
         part = _projection(graph, nodes[base])
-    for node in reversed(nodes[:base]):
+    for node in reversed(nodes[: max(base, 0)]):
         part = prepend(part, _as_scale(node), _entering(graph, node))
     for node in nodes[base + 1 :]:
         part = append(part, _as_scale(node), graph.shapes[node.name])

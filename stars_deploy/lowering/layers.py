@@ -1,8 +1,8 @@
 """The layers of a lowered float graph: each population with everything that enters it, in units of its membrane.
 
-The gain of a population (its ``r``, its leaks, ``w_in``) is folded into weights and bias, so that a layer of any kind is,
-each timestep and in this order: ``u = (1 - leak_u) u + sum of w x``; ``v = (1 - leak_v) v + u + bias``; a spike where
-``v > threshold``, and then ``v = 0``. That is the order and the form of the integer network.
+The gain of a population (its ``r``, its leaks, ``w_in``) is folded into weights and bias, so that a layer of any kind
+is, each timestep and in this order: ``u = (1 - leak_u) u + sum of w x``; ``v = (1 - leak_v) v + u + bias``; a spike
+where ``v > threshold``, and then ``v = 0``. That is the order and the form of the integer network.
 """
 
 from __future__ import annotations
@@ -28,11 +28,9 @@ from stars_deploy.graph import (
     Parameter,
     SpikingGraph,
 )
-from stars_deploy.lowering.neurons import membrane_gain
+from stars_deploy.lowering.chains import require_one_end
+from stars_deploy.lowering.neurons import EQUAL, membrane_gain
 from stars_deploy.populations import IntArray
-
-#: Gains this close to each other, and leaks this far above 1, are what a float32 file makes of equal ones and of 1.
-FLOAT32_NOISE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,16 +118,14 @@ def float_layers(graph: SpikingGraph) -> tuple[FloatLayer, ...]:
         several; or if a leak is more than 1, a leak or reset potential is not 0, or gains or delays differ within what
         shares its weights.
     GraphError
-        If the graph does not end in one population.
+        If the graph does not end in one population, or something does not lead there.
     """
     for node in graph.nodes:
         if not isinstance(node, (Input, Conv2d, Linear, Delay, *NEURONS)):
             allowed = "Conv2d, Linear, Delay and populations"
             raise QuantizationError(node.name, f"a {type(node).__name__}", allowed, "lower the graph first")
-    # The output may feed a loop; a graph with several ends is refused here.
-    output = graph.output
-    order = [node for node in graph.ordered() if isinstance(node, NEURONS) and node.name != output.name]
-    return tuple(_float_layer(graph, node) for node in (*order, output))
+    require_one_end(graph)
+    return tuple(_float_layer(graph, node) for node in graph.ordered() if isinstance(node, NEURONS))
 
 
 def per_output(values: Parameter | IntArray, weight: FloatArray | IntArray) -> Parameter | None:
@@ -138,9 +134,9 @@ def per_output(values: Parameter | IntArray, weight: FloatArray | IntArray) -> P
     What a convolution makes shares its weights over space: there, values have to be the same for all of a channel.
     """
     if np.ndim(values) == 0:
-        return values
-    rows = np.asarray(values).reshape(len(weight), -1)
-    if np.ptp(rows, axis=1).max() > FLOAT32_NOISE * np.abs(rows).max(initial=0.0):
+        return float(np.asarray(values))
+    rows = np.asarray(values, np.float64).reshape(len(weight), -1)
+    if np.ptp(rows, axis=1).max() > EQUAL * np.abs(rows).max(initial=0.0):
         return None
     return rows[:, 0].reshape(-1, *[1] * (weight.ndim - 1))
 
@@ -182,7 +178,7 @@ def _leak(graph: SpikingGraph, neuron: Neuron, constant: str, without: float) ->
     if tau is None:
         return without
     leak = graph.dt / tau
-    if np.max(leak) > 1 + FLOAT32_NOISE:
+    if np.max(leak) > 1 + EQUAL:
         raise QuantizationError(f"{neuron.name}.{constant}", f"{np.min(tau)} s", f"at least dt = {graph.dt} s")
     limited: Parameter = np.minimum(leak, 1.0)
     return limited

@@ -207,8 +207,8 @@ def _projection(item: FloatProjection, target: str, precision: Precision, steps:
             item.name,
             f"its largest weight is {item.largest * steps:.2g} steps, so that all round to 0",
             "at least one other weight",
-            f"the bias, threshold, accumulator or other projections of {target} leave no room: fewer timesteps, inputs or "
-            "input bits, a smaller bias",
+            f"the bias, threshold, accumulator or other projections of {target} leave no room: "
+            "fewer timesteps, inputs or input bits, a smaller bias",
         )
     node = item.node
     if isinstance(node, Linear):

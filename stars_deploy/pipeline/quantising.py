@@ -103,7 +103,7 @@ def _normalized(graph: SpikingGraph, importing: Importing) -> SpikingGraph:
     channels = graph.input.shape[0]
     mean, std = importing.mean or (0.0,) * channels, importing.std or (1.0,) * channels
     if any(isinstance(node, Normalize) for node in graph.nodes):
-        raise ConfigError("--mean, --std", "given", "a file that does not state its own normalisation")
+        raise ConfigError("--mean, --std", "given", "only for a file that does not state its own normalisation")
     if len(mean) != channels or len(std) != channels:
         raise ConfigError("--mean, --std", f"{len(mean)} and {len(std)} numbers", f"{channels}, one a channel")
     names = {node.name for node in graph.nodes}

@@ -8,7 +8,7 @@ from pathlib import Path
 from stars_deploy.errors import FormatError, StarsDeployError
 from stars_deploy.graph import SpikingGraph
 from stars_deploy.lowering.dequantization import dequantize
-from stars_deploy.lowering.passes import lower
+from stars_deploy.lowering.passes import lower, round_parameters
 from stars_deploy.lowering.rounding import round_graph, rounding_of
 from stars_deploy.quantized import IntArray, QuantizedGraph
 from stars_deploy.targets.base import Availability, SpikeRecord
@@ -64,7 +64,7 @@ class NirTarget:
 
         See :func:`~stars_deploy.targets.nir_graph.writer.write_nir`.
         """
-        write_nir(dequantize(graph) if origin is None else origin, rounding_of(graph), path)
+        write_nir(round_parameters(dequantize(graph)) if origin is None else origin, rounding_of(graph), path)
 
     def read(self, path: Path, timesteps: int) -> QuantizedGraph:
         """Read `path` back and round it; see :func:`read_integers`."""

@@ -71,8 +71,9 @@ def _read_dense(element: Element) -> tuple[Node, Shape]:
             f"(out, {inputs}) for the {element.shape} that enters {element.name}",
             "export it without time and batch (ignore_dims in snnTorch)",
         )
-    bias = element.bias(stated[0]) if "bias" in element.group else np.zeros(stated[0])
-    return Linear(name=element.name, weight=element.weight(2), bias=bias), (stated[0],)
+    weight = element.weight(2)  # before anything is made of the size that it claims
+    bias = element.bias(len(weight)) if "bias" in element.group else np.zeros(len(weight))
+    return Linear(name=element.name, weight=weight, bias=bias), (len(weight),)
 
 
 def _read_conv2d(element: Element) -> tuple[Node, Shape]:
@@ -106,9 +107,8 @@ def _convolution(element: Element, weight: FloatArray, axes: int) -> tuple[Conv2
         dilation=(1,) * fill + dilation,  # type: ignore[arg-type]
         groups=element.one("groups", 1),
     )
-    where = f"{element.group.file}: {element.group.name}"
     sizes = conv.stride, conv.padding, conv.dilation, conv.groups
-    return conv, convolved_shape(graph_shape(element.shape), conv.weight.shape, *sizes, where)
+    return conv, convolved_shape(graph_shape(element.shape), conv.weight.shape, *sizes, element.group.name)
 
 
 def _named_padding(element: Element, kernel: Shape, stride: Shape, dilation: Shape) -> tuple[Shape, Shape]:
@@ -143,10 +143,9 @@ def _read_pool2d(element: Element) -> tuple[Node, Shape]:
     average = element.kind == "AvgPool2d"
     sizes: dict[str, Any] = {"kernel": kernel, "stride": stride, "padding": padding}
     node = Pool2d(name=element.name, average=average, **sizes)
-    where = f"{element.group.file}: {element.group.name}"
     channels = element.shape[0]
     return node, convolved_shape(
-        element.shape, (channels, 1, *kernel), node.stride, node.padding, (1, 1), channels, where
+        element.shape, (channels, 1, *kernel), node.stride, node.padding, (1, 1), channels, element.group.name
     )
 
 

@@ -161,5 +161,13 @@ def draw_wrap(draw: Drawing, current: str, kind: Any) -> str:
 
 
 def draw_clip(draw: Drawing, membrane: str, kind: Any) -> str:
-    """Draw the limits of a membrane potential."""
-    return draw.add("Clip", membrane, draw.constant(1 - STATE_LIMIT, kind), draw.constant(STATE_LIMIT - 1, kind))
+    """Draw the limits of a membrane potential.
+
+    ONNX Runtime 1.23 compares only parts of an int64 in Clip, Min and Max (-2603210752 passes a lower limit of -8388607);
+    Greater, Less and Where are right.
+    """
+    low, high = draw.constant(1 - STATE_LIMIT, kind), draw.constant(STATE_LIMIT - 1, kind)
+    if kind == np.int32:
+        return draw.add("Clip", membrane, low, high)
+    lowered = draw.add("Where", draw.add("Greater", membrane, high), high, membrane)
+    return draw.add("Where", draw.add("Less", lowered, low), low, lowered)

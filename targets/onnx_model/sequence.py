@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import GraphProto, ValueInfoProto
 
-from stars_deploy.populations import Population
+from stars_deploy.populations import STATE_EXP, Population
 from stars_deploy.projections import Projection
 from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.targets.onnx_model.blocks import Block, find_blocks
@@ -199,9 +199,11 @@ class _Scan:
             self._draw_step(inner, population, carried, sent, keeps)
         for name, spikes in sent.items():
             if f"sent/{name}" in carried:
-                carried[f"sent/{name}"] = _push(inner, f"sent/{name}", spikes)
+                carried[f"sent/{name}"] = draw_pushed(inner, f"sent/{name}", spikes)
+        # A body must make what it returns: runtimes do not copy what it was given.
+        made = {name for node in inner.nodes for name in node.output}
         results = [
-            _described_again(state, inner.add("Identity", value) if value == state.name else value)
+            _described_again(state, value if value in made else inner.add("Identity", value))
             for state, value in zip(self.states, carried.values(), strict=True)
         ]
         emitted = [describe(sent[item.name], SPIKES, [BATCH, item.size]) for item in populations]
@@ -261,7 +263,7 @@ class _Scan:
     def _image_bias(self, cell: Cell) -> _Stream:
         """Draw the image as a bias, shifted."""
         draw, frames = self.sequence.draw, self.sequence.frames[self.sequence.graph.input.name]
-        bias = draw.add("Mul", frames.in_kind(draw, cell.kind), draw.constant(64, cell.kind))
+        bias = draw.add("Mul", frames.in_kind(draw, cell.kind), draw.constant(1 << STATE_EXP, cell.kind))
         return _Stream(bias, bool(frames.steps))
 
     def _see(self, stream: _Stream, cell: Cell, name: str) -> str:
@@ -292,11 +294,11 @@ class _Scan:
         return keeps
 
 
-def _push(draw: Drawing, buffer: str, spikes: str) -> str:
+def draw_pushed(draw: Drawing, buffer: str, spikes: str, to: str = "") -> str:
     """Draw a buffer of frames, the oldest first, without its oldest and with the newest."""
     newest = draw.add("Unsqueeze", spikes, draw.constant([0], np.int64))
     limits = (draw.constant([value], np.int64) for value in (1, np.iinfo(np.int64).max))
-    return draw.add("Concat", draw.add("Slice", buffer, *limits), newest, axis=0)
+    return draw.add("Concat", draw.add("Slice", buffer, *limits), newest, to=to, axis=0)
 
 
 def _described_again(state: ValueInfoProto, name: str) -> ValueInfoProto:

@@ -7,8 +7,9 @@ gathering and MatMulInteger of uint8 by int8 300, of which gathering takes three
 
 Three routes, all exact:
 
-- ``bytes``: values of 0 to 127 and weights of 8 bits, MatMulInteger, int32. Larger values are kept out because processors
-  without VNNI add pairs of products in 16 bits; unsigned weights take the kernel that does not.
+- ``bytes``: values of 0 to 127 and signed weights of 8 bits, MatMulInteger, int32. Larger values are kept out because
+  processors without VNNI add pairs of products in 16 bits; unsigned weights because ONNX Runtime before 1.25 sends them to
+  wrong kernels on some processors (its pull request 27671).
 - ``float``: while no sum of magnitudes exceeds 2**24, float32 holds every partial sum; the shift by 6 is free there.
 - ``double``: the same up to 2**53.
 """
@@ -28,6 +29,9 @@ from stars_deploy.targets.onnx_model.frames import Frames, stored_kind
 
 #: Largest value that two products with an 8-bit weight leave in 16 bits.
 _SMALL = 127
+#: Columns of a tile in AMX. Where the last tile is more than half full, but not full, ONNX Runtime 1.23 gets one row in 32
+#: wrong (measured; the same pull request mends it): columns of zeros fill it up.
+_TILE = 32
 
 
 def delays_of(projection: Projection) -> tuple[int, ...]:
@@ -96,7 +100,7 @@ def choose_route(projection: Projection, low: int, high: int) -> str:
     """Return ``bytes``, ``float`` or ``double`` for values from `low` to `high`."""
     weight = projection.weight
     largest = int(np.abs(weight).reshape(len(weight), -1).sum(axis=1).max()) * max(-low, high)
-    narrow = -128 <= weight.min() and weight.max() <= (127 if weight.min() < 0 else 255)
+    narrow = -128 <= weight.min() and weight.max() <= 127
     if narrow and low >= 0 and high <= _SMALL and largest << STATE_EXP <= INT_LIMIT:
         return "bytes"
     return "float" if largest <= FLOAT_LIMIT else "double"
@@ -123,10 +127,17 @@ def draw_projection(
     route = choose_route(projection, source.low, source.high)
     number = np.dtype({"bytes": np.uint8, "float": np.float32, "double": np.float64}[route])
     weight = _draw_weight(draw, index, projection, delay, source.shape, number)
+    columns = len(projection.weight) // (projection.groups if isinstance(projection, ConvProjection) else 1)
+    spare = -columns % _TILE if route == "bytes" and columns % _TILE > _TILE // 2 else 0
+    if spare:
+        axes = 2 * packed_axes(projection)
+        weight = draw.root.add("Pad", weight, draw.constant([0] * (axes - 1) + [spare], np.int64))
     values = source.in_kind(draw, number)
     if isinstance(projection, ConvProjection):
         values = _draw_taps(draw, projection, values, source.shape)
     sums = draw.add("MatMulInteger" if route == "bytes" else "MatMul", values, weight)
+    if spare:
+        sums = draw.add("Slice", sums, *(draw.constant([value], np.int64) for value in (0, columns, -1)))
     if isinstance(projection, ConvProjection):
         if projection.groups > 1:
             sums = draw.add("Transpose", sums, perm=[0, 2, 1, 3])
@@ -136,6 +147,11 @@ def draw_projection(
         wide = sums if kind == np.int32 else draw.cast(sums, kind)
         return draw.add("Mul", wide, draw.constant(1 << STATE_EXP, kind))
     return draw.cast(sums, kind)
+
+
+def packed_axes(projection: Projection) -> int:
+    """Return the number of axes of a projection's weights as a model keeps them."""
+    return 3 if isinstance(projection, ConvProjection) and projection.groups > 1 else 2
 
 
 def projection_size(projection: Projection, shape: tuple[int, ...]) -> int:

@@ -78,7 +78,9 @@ def main(folder: Path) -> None:
     ]
     write(folder, "conv", conv, (1, 8, 8), 42, 2.0)
     write(folder, "iaf", [nn.Linear(10, 16), iaf(1.0, 16), nn.Linear(16, 5), iaf(0.75, 5)], (10,), 43, 0.7)
-    write(folder, "cuba", [nn.Linear(10, 16), lif(2e-3, 4e-3, 16), nn.Linear(16, 5), lif(2e-3, 4e-3, 5)], (10,), 44, 1.5)
+    write(
+        folder, "cuba", [nn.Linear(10, 16), lif(2e-3, 4e-3, 16), nn.Linear(16, 5), lif(2e-3, 4e-3, 5)], (10,), 44, 1.5
+    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ TIMESTEPS = 12
 HARD = {"spike_fn": SingleSpike, "reset_fn": MembraneReset(), "batch_size": 3}
 
 
-def write(folder: Path, name: str, layers: dict[str, nn.Module], shape: tuple[int, ...], seed: int, gain: float) -> None:
+def write(
+    folder: Path, name: str, layers: dict[str, nn.Module], shape: tuple[int, ...], seed: int, gain: float
+) -> None:
     """Export one network and record its own spikes on seeded images; the time axis is folded into the batch."""
     net = nn.Sequential(OrderedDict(layers))
     fill(net, seed, gain)

@@ -16,7 +16,9 @@ from torch import nn
 TIMESTEPS = 12
 
 
-def write(folder: Path, name: str, layers: dict[str, nn.Module], shape: tuple[int, ...], seed: int, gain: float) -> None:
+def write(
+    folder: Path, name: str, layers: dict[str, nn.Module], shape: tuple[int, ...], seed: int, gain: float
+) -> None:
     """Export one network and record its own spikes on seeded images."""
     net = nn.Sequential(OrderedDict(layers))
     fill(net, seed, gain)

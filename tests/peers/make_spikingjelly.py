@@ -1,4 +1,4 @@
-"""Write the SpikingJelly files of tests/data/nir: ``python make_spikingjelly.py FOLDER`` (requirements-spikingjelly.txt)."""
+"""Write SpikingJelly's files of tests/data/nir: ``python make_spikingjelly.py DIR`` (requirements-spikingjelly.txt)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from torch import nn
 TIMESTEPS = 12
 
 
-def write(folder: Path, name: str, layers: dict[str, nn.Module], shape: tuple[int, ...], seed: int, gain: float) -> None:
+def write(
+    folder: Path, name: str, layers: dict[str, nn.Module], shape: tuple[int, ...], seed: int, gain: float
+) -> None:
     """Export one network and record its own spikes on seeded images."""
     net = nn.Sequential(OrderedDict(layers))
     fill(net, seed, gain)

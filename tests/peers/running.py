@@ -21,22 +21,33 @@ Step = Callable[[torch.nn.Module, torch.Tensor, object], tuple[torch.Tensor, obj
 def main(load: Load, step: Step, batched: bool) -> None:
     """Read ``FILE.nir INPUT.npz OUT.npz`` of the command line, once or more often.
 
-    INPUT has ``images`` (B, *shape), ``timesteps`` and ``dt`` [s]. OUT gets one array (T, B, *shape) for each module, by
-    its name in the network, and ``output`` (B, K), the sum of what the network returned over time. Without `batched` the
-    samples run one by one without a batch axis, which is what an import needs that takes NIR's Flatten (whose axes do
-    not count the batch) as torch's (whose axes do).
+    INPUT has ``images`` (B, *shape), ``timesteps`` and ``dt`` [s]. OUT gets one array (T, B, *shape) for each module,
+    by its name in the network, and ``output`` (B, K), the sum of what the network returned over time; or ``error``,
+    what the tool said instead. Without `batched` the samples run one by one without a batch axis, which is what an
+    import needs that takes NIR's Flatten (whose axes do not count the batch) as torch's (whose axes do).
     """
     torch.set_num_threads(1)
     arguments = sys.argv[1:]
+    failed = False
     for first in range(0, len(arguments), 3):
         file, given, out = arguments[first : first + 3]
-        arrays = np.load(given)
-        images = torch.from_numpy(arrays["images"].astype(np.float32))
-        groups = [images] if batched else list(images)
-        runs = [_run(load(file, float(arrays["dt"])), step, group, int(arrays["timesteps"])) for group in groups]
-        values = runs[0] if batched else {name: np.stack([run[name] for run in runs], 1) for name in runs[0]}
-        values["output"] = values.pop("returned").sum(0)
+        try:
+            values = _record(load, step, batched, file, dict(np.load(given)))
+        except Exception as error:  # whatever a tool raises is its answer
+            values = {"error": np.array(f"{type(error).__name__}: {error}")}
+            print(f"{file}: {values['error']}", file=sys.stderr)
+            failed = True
         np.savez_compressed(Path(out), **values)
+    sys.exit(1 if failed else 0)
+
+
+def _record(load: Load, step: Step, batched: bool, file: str, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    images = torch.from_numpy(given["images"].astype(np.float32))
+    groups = [images] if batched else list(images)
+    runs = [_run(load(file, float(given["dt"])), step, group, int(given["timesteps"])) for group in groups]
+    values = runs[0] if batched else {name: np.stack([run[name] for run in runs], 1) for name in runs[0]}
+    values["output"] = values.pop("returned").sum(0)
+    return values
 
 
 def _run(net: torch.nn.Module, step: Step, given: torch.Tensor, timesteps: int) -> dict[str, np.ndarray]:
