@@ -151,7 +151,7 @@ def calibrate_graph(graph: SpikingGraph, images: FloatArray, bits: int, input_bi
     """
     images = np.asarray(images, dtype=np.float64)
     over_time = images.ndim == len(graph.input.shape) + 2
-    if not images.size or not images.shape[int(over_time)]:
+    if not images.size:
         raise QuantizationError("calibration", "no images", "at least one")
     record = run_float(graph, images)
     # The same image at every timestep: one of them is enough, where no delay and no spikes make a difference.

@@ -25,9 +25,9 @@ from stars_deploy.graph import (
     Scale,
     SpikingGraph,
 )
-from stars_deploy.lowering.chains import MOST_PATHS, chains_of, fresh_name, require_one_end, separate_paths
+from stars_deploy.lowering.chains import MOST_COPIES, chains_of, fresh_name, require_one_end, separate_paths
 from stars_deploy.lowering.delays import move_delays
-from stars_deploy.lowering.passes import lower
+from stars_deploy.lowering.passes import canonicalize, lower
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((3, 2, 4, 4))
@@ -191,10 +191,21 @@ def test_paths_are_counted_before_they_are_followed():
     nodes.extend([lif("a"), dense("fc", 32, 3), Integrator(name="out")])
     edges.extend([*((one, "a") for one in last), ("a", "fc"), ("fc", "out")])
     graph = SpikingGraph(nodes=tuple(nodes), edges=tuple(edges))
-    with pytest.raises(
-        GraphError, match=f"edges: {2**40 + 1} paths between populations; allowed: at most {MOST_PATHS}"
-    ):
+    message = f"edges: {40 * 2**40 + 1} nodes on all paths between populations; allowed: at most {MOST_COPIES}"
+    with pytest.raises(GraphError, match=message):
         separate_paths(graph)
+
+
+def test_long_chains_are_lowered_in_linear_time():
+    """A hostile file: thousands of nodes between two populations, delays among them, and thousands of populations."""
+    parts = [Scale(name=f"s{n}", scale=1.0) if n % 2 else delays(n % 4 / 2, f"d{n}") for n in range(8000)]
+    graph = made((image(), lif("a"), *parts, lif("b"), dense("fc", 32, 3), Integrator(name="out")))
+    lowered = lower(graph)
+    assert [node.name for node in lowered.nodes] == ["image", "image-a", "a", "d0", "s7999", "b", "fc", "out"]
+    assert lowered.delay_steps("d0") == 2000
+    many = made((image(), *(IF(name=f"i{n}", r=2.0) for n in range(2000))))
+    assert len(lower(many).nodes) == 4001
+    assert len(canonicalize(many).nodes) == 4001
 
 
 def test_chains_are_what_lies_between_populations():

@@ -235,6 +235,15 @@ def test_what_enters_or_leaves_a_flat_population_becomes_a_matrix():
     assert lowered.node("late").delay.shape in ((), (60,))
 
 
+def test_flat_populations_flatten_all_that_follow():
+    scale = Scale(name="s", scale=RNG.uniform(0.5, 1, (2, 4, 3)))
+    parts = [part for name in "cd" for part in (conv(f"to_{name}", (2, 2, 1, 1)), lif(name, v_threshold=0.1))]
+    graph = finished(conv("to_a", (2, 2, 3, 3)), scale, lif("a"), *parts, conv("to_b", (2, 2, 1, 1)), lif("b", r=5.0))
+    lowered = lower(graph)
+    assert_same(graph, lowered)
+    assert {lowered.shapes[name] for name in "acdb"} == {(24,)}
+
+
 @pytest.mark.parametrize(("kernel", "out", "shape"), [((5, 1), 3, (3, 2, 5)), ((5, 3), 5, (30,))])
 def test_a_flat_population_of_two_convolutions_takes_their_shape_or_is_fed_by_matrices(kernel, out, shape):
     graph = finished(conv("wide", (3, 2, 5, 1)), Flatten(name="f1"), lif("b"))
@@ -256,6 +265,15 @@ LARGE = (4, 40, 40)
         (
             lambda: finished(conv("one"), conv("two", (2, 3, 1, 1)), lif("b")),
             "join_projections, two: follows one without a population between; allowed: a population between",
+        ),
+        (lambda: finished(conv("one"), conv("gain", (3, 1, 1, 1), groups=3), lif("b")), "gain: follows one"),
+        (
+            lambda: finished(conv("one"), conv("gain", (3, 1, 1, 1), groups=3, bias=False, padding=(1, 1)), lif("b")),
+            "gain: follows one",
+        ),
+        (
+            lambda: finished(conv("one"), conv("gain", (3, 1, 1, 1), groups=3, bias=False, stride=(2, 1)), lif("b")),
+            "gain: follows one",
         ),
         (lambda: finished(conv("one"), pool(), Flatten(name="f"), dense("two", 6, 4), lif("b")), "two: follows one"),
         (lambda: finished(dense("one", 60, 4), dense("two", 4, 4), lif("b")), "two: follows one"),

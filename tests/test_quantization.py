@@ -351,6 +351,13 @@ def test_only_what_a_source_sends_matters_to_a_scale():
     assert one.population("first").scale != other.population("first").scale
 
 
+def test_the_largest_of_many_thresholds_limits_the_scale():
+    graph = float_networks.network()
+    threshold = np.array([0.5, 0.6, 0.7, 1e4, 0.8, 0.9])
+    vth = quantize_graph(changed(graph, third={"v_threshold": threshold}), 8, 1).population("third").vth
+    assert (vth.max(), vth[3]) == (VTH_NEVER - 1, VTH_NEVER - 1)
+
+
 def test_an_image_among_spikes_has_no_room_at_many_bits():
     graph = float_networks.network()
     graph = changed(graph, conv2={"weight": 4 * graph.node("conv2").weight})

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Union
+from typing import Optional, Union
 
 import numpy as np
 
@@ -15,8 +15,9 @@ from stars_deploy.graph import NEURONS, Conv2d, Input, Linear, Neuron, Node, Nor
 #: Nodes that chains begin and end at.
 ENDS = (Input, *NEURONS)
 Projecting = Union[Conv2d, Linear]
-#: Most paths through the nodes between populations: sums of sums would make 2**depth of them.
-MOST_PATHS = 1024
+#: Most nodes on all paths between populations: sums of sums would make 2**depth of them.
+MOST_COPIES = 1 << 15
+_Path = tuple[str, Optional["_Path"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,25 +63,25 @@ def separate_paths(graph: SpikingGraph) -> SpikingGraph:
     Raises
     ------
     GraphError
-        If a loop passes no population, or there are more than 1024 paths.
+        If a loop passes no population, or the paths have more than 2**15 nodes together.
     """
-    paths = _paths(graph)
     taken = {node.name for node in graph.nodes}
     met: set[str] = set()
-    ways: set[tuple[str, ...]] = set()
+    ways: dict[tuple[str, int], int] = {}  # ways to a population: a node and the way on from it, numbered
     chains = []
-    for path in paths:
-        nodes = []
-        for place, name in enumerate(path[1:-1], start=1):
-            node = graph.node(name)
-            if path[place:] in ways:  # what it adds comes along another path already
+    for path in _paths(graph):
+        nodes, way = [], ways.setdefault((path[-1], 0), len(ways) + 1)
+        for name in reversed(path[1:-1]):
+            node, known = graph.node(name), len(ways)
+            way = ways.setdefault((name, way), known + 1)
+            if len(ways) == known:  # what it adds comes along another path already
                 node = _without_offset(node)
-            ways.add(path[place:])
-            if name in met:
-                node = replace(node, name=fresh_name(name, taken))
-            met.add(name)
             nodes.append(node)
-        chains.append(Chain(source=path[0], target=path[-1], nodes=tuple(nodes)))
+        for place, node in reversed(list(enumerate(nodes))):
+            if node.name in met:
+                nodes[place] = replace(node, name=fresh_name(node.name, taken))
+            met.add(node.name)
+        chains.append(Chain(source=path[0], target=path[-1], nodes=tuple(reversed(nodes))))
     return join_chains(graph, chains)
 
 
@@ -133,24 +134,35 @@ def _paths(graph: SpikingGraph) -> list[tuple[str, ...]]:
     _check_paths(graph)
     found = []
     for population in populations_of(graph):
-        pending: list[tuple[str, ...]] = [(population.name,)]
+        # A path is a name and the path on from it, so that paths share their ends.
+        pending: list[_Path] = [
+            (source, (population.name, None)) for source in reversed(graph.sources(population.name))
+        ]
         while pending:
             path = pending.pop()
-            if len(path) > 1 and isinstance(graph.node(path[0]), ENDS):
-                found.append(path)
-                continue
-            pending.extend((source, *path) for source in reversed(graph.sources(path[0])))
+            if isinstance(graph.node(path[0]), ENDS):
+                found.append(tuple(_names(path)))
+            else:
+                pending.extend((source, path) for source in reversed(graph.sources(path[0])))
     return found
 
 
+def _names(path: _Path | None) -> Iterator[str]:
+    while path:
+        yield path[0]
+        path = path[1]
+
+
 def _check_paths(graph: SpikingGraph) -> None:
-    """Count the paths without following them."""
+    """Count the nodes on all paths without following them."""
     between = [node.name for node in graph.nodes if not isinstance(node, ENDS)]
     waiting = {n: sum(not isinstance(graph.node(source), ENDS) for source in graph.sources(n)) for n in between}
     ready = [name for name, missing in waiting.items() if not missing]
-    counts: dict[str, int] = {}
+    paths: dict[str, int] = {}
+    lengths: dict[str, int] = {}
     for name in ready:
-        counts[name] = sum(counts.get(source, 1) for source in graph.sources(name))
+        paths[name] = sum(paths.get(source, 1) for source in graph.sources(name))
+        lengths[name] = paths[name] + sum(lengths.get(source, 0) for source in graph.sources(name))
         for target in graph.targets(name):
             if target in waiting:
                 waiting[target] -= 1
@@ -159,9 +171,9 @@ def _check_paths(graph: SpikingGraph) -> None:
     if len(ready) < len(between):
         loop = sorted(set(between) - set(ready))
         raise GraphError("edges", f"a loop without a population through {', '.join(loop)}", "a population in each loop")
-    paths = sum(counts.get(source, 1) for node in populations_of(graph) for source in graph.sources(node.name))
-    if paths > MOST_PATHS:
-        raise GraphError("edges", f"{paths} paths between populations", f"at most {MOST_PATHS}")
+    copies = sum(lengths.get(source, 0) for node in populations_of(graph) for source in graph.sources(node.name))
+    if copies > MOST_COPIES:
+        raise GraphError("edges", f"{copies} nodes on all paths between populations", f"at most {MOST_COPIES}")
 
 
 def _without_offset(node: Node) -> Node:

@@ -215,14 +215,15 @@ def _share(pool: Pool2d) -> float:
 
 
 def _pads_alone(pool: Pool2d, part: Affine, entering: tuple[int, ...]) -> bool:
-    """Whether what the convolution pads, as windows of the pool, would see zeros only."""
+    """Whether what the convolution pads, as windows of the pool, would see zeros only.
+
+    The first window after the last one begins behind the image. Then ``kernel <= stride + padding``, so that the one
+    before the first ends before it.
+    """
     conv = part.node
     return isinstance(conv, Linear) or all(
         conv.padding[axis] == 0
-        or (
-            pool.kernel[axis] <= pool.stride[axis] + pool.padding[axis]
-            and part.entering[axis + 1] * pool.stride[axis] - pool.padding[axis] >= entering[axis + 1]
-        )
+        or part.entering[axis + 1] * pool.stride[axis] - pool.padding[axis] >= entering[axis + 1]
         for axis in (0, 1)
     )
 

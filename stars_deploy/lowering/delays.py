@@ -29,28 +29,24 @@ def move_delays(graph: SpikingGraph) -> SpikingGraph:
 
 
 def _moved(graph: SpikingGraph, chain: Chain) -> Chain:
-    delays = []
+    first: Delay | None = None
     passed: list[Node] = []
-    for node in chain.nodes:
+    for node in reversed(chain.nodes):
         if isinstance(node, Delay):
-            delay = node.delay
-            for other in reversed(passed):
-                delay = _pass(graph, node, delay, other)
-            delays.append(replace(node, delay=delay))
+            first = replace(node, delay=node.delay + (first.delay if first else 0.0))
         else:
             passed.append(node)
-    if not delays:
-        return chain
-    total = replace(delays[0], delay=sum((np.asarray(node.delay) for node in delays[1:]), start=delays[0].delay))
-    return replace(chain, nodes=(total, *passed))
+            first = replace(first, delay=_pass(graph, first, node)) if first else None
+    return replace(chain, nodes=(*([first] if first else []), *reversed(passed)))
 
 
 def _shape_before(graph: SpikingGraph, node: Node) -> tuple[int, ...]:
     return graph.shapes[graph.sources(node.name)[0]]
 
 
-def _pass(graph: SpikingGraph, node: Delay, delay: FloatArray, other: Node) -> FloatArray:
-    """Return `delay`, of what `other` makes, as one of what enters `other`."""
+def _pass(graph: SpikingGraph, node: Delay, other: Node) -> FloatArray:
+    """Return the delay of what `other` makes as one of what enters `other`."""
+    delay = node.delay
     offset = other.bias if isinstance(other, (Conv2d, Linear)) else getattr(other, "mean", np.zeros(1))
     if delay.any() and offset.any():
         raise GraphError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -23,14 +24,21 @@ def fold_batch_norm(graph: SpikingGraph) -> SpikingGraph:
     GraphError
         If a batch normalisation has no projection of its own before it.
     """
-    for norm in [node for node in graph.nodes if isinstance(node, BatchNorm)]:
-        source = _lone_source(graph, norm)
+    folded: dict[str, Node] = {}
+    into: dict[str, str] = {}  # which projection a batch normalisation has become part of
+    for norm in [node for node in graph.ordered() if isinstance(node, BatchNorm)]:
+        source = _lone_source(graph, norm, folded, into)
         factor = norm.gamma / np.sqrt(norm.var + norm.eps)
         axes = source.bias.ndim
         bias = (source.bias - spatial(norm.mean, axes)) * spatial(factor, axes) + spatial(norm.beta, axes)
-        folded = replace(source, weight=source.weight * spatial(factor, source.weight.ndim), bias=bias)
-        graph = _removed(with_nodes(graph, {source.name: folded}), norm)
-    return graph
+        weight = source.weight * spatial(factor, source.weight.ndim)
+        folded[source.name] = replace(source, weight=weight, bias=bias)
+        into[norm.name] = source.name
+    if not into:
+        return graph
+    nodes = tuple(folded.get(node.name, node) for node in graph.nodes if node.name not in into)
+    edges = tuple((into.get(source, source), target) for source, target in graph.edges if target not in into)
+    return graph.with_nodes(nodes, edges)
 
 
 def fold_normalization(graph: SpikingGraph) -> SpikingGraph:
@@ -67,13 +75,17 @@ def fold_normalization(graph: SpikingGraph) -> SpikingGraph:
     return graph
 
 
-def _lone_source(graph: SpikingGraph, norm: BatchNorm) -> Conv2d | Linear:
+def _lone_source(
+    graph: SpikingGraph, norm: BatchNorm, folded: Mapping[str, Node], into: Mapping[str, str]
+) -> Conv2d | Linear:
     sources = graph.sources(norm.name)
-    node = graph.node(sources[0])
-    if len(sources) != 1 or not isinstance(node, (Conv2d, Linear)) or len(graph.targets(node.name)) != 1:
+    name = into.get(sources[0], sources[0])
+    node = folded.get(name, graph.node(name))
+    targets = graph.targets(sources[0])
+    if len(sources) != 1 or not isinstance(node, (Conv2d, Linear)) or len(targets) != 1:
         raise GraphError(
             norm.name,
-            f"follows {', '.join(sources)} ({type(node).__name__}, feeding {', '.join(graph.targets(node.name))})",
+            f"follows {', '.join(sources)} ({type(node).__name__}, feeding {', '.join(targets)})",
             "one Conv2d or Linear that feeds nothing else",
         )
     return node

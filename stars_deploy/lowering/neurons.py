@@ -53,12 +53,17 @@ def fold_gains(graph: SpikingGraph) -> SpikingGraph:
 
     Requires nothing. Ensures the gains above; the currents change, the potentials do not.
     """
+    changed: dict[str, Node] = {}
+    factors: dict[str, FloatArray] = {}
     for population in populations_of(graph):
         rounded = _with(population, {name: single(getattr(population, name)) for name in _times(population)})
         gains = _gains(rounded, graph.dt, 1.0)
         portable = _with(rounded, {name: single(value) for name, value in gains.items()})
-        graph = _scaled(graph, portable, _factor(population, portable))
-    return graph
+        changed[population.name] = portable
+        factor = np.broadcast_to(_factor(population, portable), graph.shapes[population.name])
+        if (factor != 1).any():
+            factors[population.name] = factor
+    return _scaled(graph, changed, factors)
 
 
 def fold_uneven_gains(graph: SpikingGraph) -> SpikingGraph:
@@ -217,30 +222,30 @@ def _factor(old: Neuron, new: Neuron) -> Parameter:
     return factor
 
 
-def _scaled(graph: SpikingGraph, population: Neuron, factor: Parameter) -> SpikingGraph:
-    """Return `graph` with a `population` of the same name, and what feeds it multiplied by `factor`."""
-    changed: dict[str, Node] = {population.name: population}
-    values = np.broadcast_to(factor, graph.shapes[population.name])
-    if (values == 1).all():
-        return with_nodes(graph, changed)
-    channels = values.reshape(len(values), -1)
-    by_channel = channels[:, 0] if (channels == channels[:, :1]).all() else None
+def _scaled(graph: SpikingGraph, changed: dict[str, Node], factors: Mapping[str, FloatArray]) -> SpikingGraph:
+    """Return `graph` with `changed` nodes, and what feeds each population multiplied by its factor."""
     taken = {node.name for node in graph.nodes}
-    new: list[Node] = []
+    new: dict[str, list[Node]] = {}
     edges: list[tuple[str, str]] = []
     for source, target in graph.edges:
         node = graph.node(source)
-        if target != population.name:
+        if target not in factors:
             edges.append((source, target))
-        elif len(graph.targets(source)) == 1 and (scaled := _multiplied(node, values, by_channel)):
+            continue
+        values = factors[target]
+        channels = values.reshape(len(values), -1)
+        by_channel = channels[:, 0] if (channels == channels[:, :1]).all() else None
+        scaled = _multiplied(node, values, by_channel) if len(graph.targets(source)) == 1 else None
+        if scaled:
             changed[source] = scaled
             edges.append((source, target))
         else:
-            new.append(_gain(fresh_name(f"{target}.gain", taken), values, by_channel))
-            edges.extend([(source, new[-1].name), (new[-1].name, target)])
-    nodes = []
+            gain = _gain(fresh_name(f"{target}.gain", taken), values, by_channel)
+            new.setdefault(target, []).append(gain)
+            edges.extend([(source, gain.name), (gain.name, target)])
+    nodes: list[Node] = []
     for node in graph.nodes:
-        nodes.extend([*(new if node.name == population.name else []), changed.get(node.name, node)])
+        nodes.extend([*new.get(node.name, []), changed.get(node.name, node)])
     return graph.with_nodes(tuple(nodes), tuple(edges))
 
 

@@ -154,7 +154,7 @@ def _read_net(path: Path, timesteps: int | None, reading: Reading) -> QuantizedG
 def _read_onnx(path: Path, timesteps: int | None, reading: Reading) -> QuantizedGraph:
     from stars_deploy.targets.onnx_model import read_onnx  # loads ONNX
 
-    return read_onnx(path)
+    return read_onnx(path).graph
 
 
 def _read_nir(path: Path, timesteps: int | None, reading: Reading) -> QuantizedGraph:

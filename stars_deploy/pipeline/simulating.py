@@ -208,14 +208,14 @@ def _lava_engine(model: Model, graph: QuantizedGraph, reading: Reading) -> Engin
 
 def _onnx_engine(choice: EngineChoice, model: Model, graph: QuantizedGraph, watch: Observer) -> Engine:
     """Run the artefact where it holds this network; else one that is written for the occasion."""
-    from stars_deploy.targets.onnx_model import OnnxSession
+    from stars_deploy.targets.onnx_model import OnnxNetwork
 
     file = model.artefact("onnx")
     if graph is model.graph and file is not None and file.is_file():
-        session = OnnxSession(file, threads=choice.threads)
+        network = OnnxNetwork(file, threads=choice.threads or 1, record=True)
     else:
         watch.noted("no model.onnx holds this network: one is written for this simulation alone")
         with tempfile.TemporaryDirectory() as folder:
             (file,) = write_targets(graph, Path(folder), ["onnx"])
-            session = OnnxSession(file, threads=choice.threads)
-    return recording_engine(lambda _, images: session.execute(images))
+            network = OnnxNetwork(file, threads=choice.threads or 1, record=True)
+    return recording_engine(lambda _, images: network.execute(images))

@@ -6,6 +6,7 @@ import keyword
 import re
 from collections.abc import Iterable
 
+LONGEST = 100
 # fmt: off
 #: Public attributes of ``torch.nn.ModuleDict``, in which nirtorch keeps the nodes by name: it refuses these.
 _ATTRIBUTES = frozenset({
@@ -34,12 +35,12 @@ def distinct(name: str, taken: Iterable[str]) -> str:
 def portable_names(names: Iterable[str]) -> dict[str, str]:
     """Return for each of `names` a distinct one that torch, Python and HDF5 take as it is.
 
-    Letters, digits and underscores, a letter first (torch takes no dots, HDF5 no slashes), no Python keyword, and
-    nothing that is an attribute of the module that nirtorch puts the nodes into.
+    At most `LONGEST` letters, digits and underscores, a letter first (torch takes no dots, HDF5 no slashes), no Python
+    keyword, and nothing that is an attribute of the module that nirtorch puts the nodes into.
     """
     found: dict[str, str] = {}
     for name in names:
-        plain = re.sub(r"[^A-Za-z0-9_]", "_", name)
+        plain = re.sub(r"[^A-Za-z0-9_]", "_", name)[:LONGEST]
         if not plain[:1].isalpha():
             plain = f"n{plain}"
         if keyword.iskeyword(plain) or plain in _ATTRIBUTES:

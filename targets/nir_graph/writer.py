@@ -60,7 +60,8 @@ from stars_deploy.graph import (
 from stars_deploy.lowering.rounding import Rounding
 from stars_deploy.targets.nir_graph.grid import moved, single, timed
 from stars_deploy.targets.nir_graph.layout import Layout, lay_out
-from stars_deploy.targets.nir_graph.metadata import MAX_METADATA, METADATA, Metadata
+from stars_deploy.targets.nir_graph.metadata import MAX_METADATA, MAX_TIMESTEPS, METADATA, Metadata
+from stars_deploy.targets.nir_graph.structure import MAX_EDGES, MAX_NODES
 
 #: The grid of the files [s]: what snnTorch and SpikingJelly take for granted.
 FILE_DT = 1e-4
@@ -97,6 +98,11 @@ def write_nir(
         raise ConfigError("dt", dt, "more than 0 s")
     layout = lay_out(graph)
     nodes = _build_nodes(graph, layout, dt)
+    if graph.timesteps > MAX_TIMESTEPS or len(nodes) > MAX_NODES or len(layout.edges) > MAX_EDGES:
+        got = f"{graph.timesteps} timesteps, {len(nodes)} nodes, {len(layout.edges)} edges"
+        raise TargetError(
+            str(path), got, f"at most {MAX_TIMESTEPS}, {MAX_NODES} and {MAX_EDGES}, which can be read back"
+        )
     text = _describe(graph, layout, rounding, dt).as_text({"stars-deploy": __version__, "nir": nir.version})
     if len(text) > MAX_METADATA:
         raise TargetError(

@@ -3,15 +3,16 @@
 Measured with ONNX Runtime 1.23 and 1.32 (one thread, AVX-512 with VNNI and AMX; ns for one neuron and timestep, arrays
 that stay in the second cache) for ``trunc(v * k / 4096)``: int32 Mul and Div 0.73; double Mul between two Casts 0.58 and
 0.83; DequantizeLinear (float32, which multiplies and converts at once) and Cast 0.19; splitting into quotient and
-remainder 0.93. Where on 4-byte values takes 0.5 (1.23) and up to 4 (1.32), Not, Cast and Mul 0.45 in both. State
-variables are therefore integers always, and float32 serves for a decay only while each product is an exact integer.
+remainder 0.93. For the reset: Where on 4-byte values 0.5 (1.23) and up to 4 (1.32); Not, Cast and Mul 0.45;
+ThresholdedRelu and Sub of float32, which is exact for 24 bits, 0.25. State variables are integers always; float32 and
+double are passed through only where every value and product is exact.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import gcd
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
@@ -101,14 +102,22 @@ def _largest_bias(graph: QuantizedGraph, population: Population) -> int:
     return int(np.abs(population.bias).max()) << STATE_EXP
 
 
-def _settled(most: int, decay: Union[int, IntArray]) -> int:
+def _settled(most: int, decay: int | IntArray) -> int:
     """Return what a sum of at most `most` a timestep can never exceed; the limit if there is none."""
     least = int(np.min(decay))
     return min(-(-most * DECAY_ONE // least), 2 * STATE_LIMIT) if least else (2 * STATE_LIMIT if most else 0)
 
 
-def draw_decay(draw: Drawing, state: str, decay: Union[int, IntArray], name: str, largest: int, kind: Any) -> str:
-    """Draw ``trunc(state * (4096 - decay) / 4096)``; empty where nothing is left.
+def draw_decay(
+    draw: Drawing,
+    state: str,
+    decay: int | IntArray,
+    name: str,
+    largest: int,
+    kind: np.dtype[Any],
+    number: np.dtype[Any],
+) -> str:
+    """Draw ``trunc(state * (4096 - decay) / 4096)`` in integers; empty where nothing is left.
 
     Parameters
     ----------
@@ -120,18 +129,22 @@ def draw_decay(draw: Drawing, state: str, decay: Union[int, IntArray], name: str
     largest : int
         Largest magnitude of `state`.
     kind : dtype
-        Of `state`.
+        Of the result.
+    number : dtype
+        Of `state`: that of the result, or float32 that holds whole numbers.
     """
     if not isinstance(decay, int):
         return _draw_decays(draw, state, decay, name, largest, kind)
     keep = DECAY_ONE - decay
-    if keep in (0, DECAY_ONE):
-        return state if keep else ""
+    if not keep:
+        return ""
+    if keep == DECAY_ONE:
+        return state if number == kind else draw.cast(state, kind)
     numerator, denominator = keep // gcd(keep, DECAY_ONE), DECAY_ONE // gcd(keep, DECAY_ONE)
     if kind == np.int32 and largest * numerator <= FLOAT_LIMIT:
-        scale = draw.constant(numerator / denominator, np.float32)
-        return draw.cast(draw.add("DequantizeLinear", state, scale), kind)
-    if kind == np.int64 or largest * numerator <= INT_LIMIT:
+        factor = draw.constant(numerator / denominator, np.float32)
+        return draw.cast(draw.add("DequantizeLinear" if number == kind else "Mul", state, factor), kind)
+    if kind == np.int64 or (number == kind and largest * numerator <= INT_LIMIT):
         product = draw.add("Mul", state, draw.constant(numerator, kind)) if numerator > 1 else state
         return draw.add("Div", product, draw.constant(denominator, kind))
     # 24 bits times 12 bits are exact in 53.
@@ -139,7 +152,7 @@ def draw_decay(draw: Drawing, state: str, decay: Union[int, IntArray], name: str
     return draw.cast(product, kind)
 
 
-def _draw_decays(draw: Drawing, state: str, decay: IntArray, name: str, largest: int, kind: Any) -> str:
+def _draw_decays(draw: Drawing, state: str, decay: IntArray, name: str, largest: int, kind: np.dtype[Any]) -> str:
     stored = draw.tensor(name, decay.astype(np.int16))
     fixed = draw.root
     keep = fixed.add("Sub", draw.constant(DECAY_ONE, np.int32), fixed.cast(stored, np.int32))
@@ -151,7 +164,7 @@ def _draw_decays(draw: Drawing, state: str, decay: IntArray, name: str, largest:
     return draw.cast(draw.add("Mul", draw.cast(state, wide), factor), kind)
 
 
-def draw_wrap(draw: Drawing, current: str, kind: Any) -> str:
+def draw_wrap(draw: Drawing, current: str, kind: np.dtype[Any]) -> str:
     """Draw the one wrap of a current into 24 bits."""
     limit, turn = draw.constant(STATE_LIMIT, kind), draw.constant(2 * STATE_LIMIT, kind)
     above = draw.add("Greater", current, limit)
@@ -160,7 +173,7 @@ def draw_wrap(draw: Drawing, current: str, kind: Any) -> str:
     return draw.add("Where", above, draw.add("Sub", current, turn), raised)
 
 
-def draw_clip(draw: Drawing, membrane: str, kind: Any) -> str:
+def draw_clip(draw: Drawing, membrane: str, kind: np.dtype[Any]) -> str:
     """Draw the limits of a membrane potential.
 
     ONNX Runtime 1.23 compares only parts of an int64 in Clip, Min and Max (-2603210752 passes a lower limit of -8388607);

@@ -36,7 +36,9 @@ def _deviating_graph(found: GraphProto, expected: GraphProto) -> str:
         deviation = _deviating_item(getattr(found, field), getattr(expected, field), word)
         if deviation:
             return deviation
-    return "" if _bytes(found) == _bytes(expected) else "something beside nodes, tensors, inputs and outputs in its graph"
+    return (
+        "" if _bytes(found) == _bytes(expected) else "something beside nodes, tensors, inputs and outputs in its graph"
+    )
 
 
 def _deviating_item(found: Sequence[Any], expected: Sequence[Any], word: str) -> str:
@@ -50,9 +52,7 @@ def _deviating_item(found: Sequence[Any], expected: Sequence[Any], word: str) ->
 
 def _inner(got: Any, wanted: Any) -> str:
     """Return where the bodies of two loops differ, if that is what does."""
-    bodies = [
-        [item.g for item in getattr(node, "attribute", ()) if item.HasField("g")][:1] for node in (got, wanted)
-    ]
+    bodies = [[item.g for item in getattr(node, "attribute", ()) if item.HasField("g")][:1] for node in (got, wanted)]
     if not bodies[0] or not bodies[1]:
         return " (with other content)" if _label(got) == _label(wanted) else ""
     deviation = _deviating_graph(bodies[0][0], bodies[1][0])

@@ -37,7 +37,8 @@ _OUTPUTS = {
     "class is its argmax, the lowest index of equals",
     "spike_counts": "int32 (batch, T, layers): spikes of each population at each timestep, in the order of `layers`",
     "spikes": "uint8 (batch, *shape), one output for each population: 1 where a neuron fired at this timestep",
-    "state": "for the next call; the first call takes zeros of the shapes in `state`",
+    "state": "for the next call; the first call takes zeros of the shapes in `state`. Of v, the value that was compared "
+    "with the threshold: where it exceeded it, the next call goes on from 0",
 }
 _LOGITS = {
     "potential": "float32 (batch, N): potential / (64 * scale * T), in the student's units; scale is the last layer's",

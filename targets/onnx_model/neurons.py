@@ -7,10 +7,11 @@ The equations and their order are those of :func:`stars_deploy.targets.reference
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from stars_deploy.populations import STATE_EXP, IntArray, Population
+from stars_deploy.populations import DECAY_ONE, STATE_EXP, IntArray, Population
 from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.targets.onnx_model.arithmetic import Ranges, draw_clip, draw_decay, draw_wrap, find_ranges
 from stars_deploy.targets.onnx_model.drawing import Drawing
@@ -34,7 +35,7 @@ class Cell:
     biased: bool
 
     @property
-    def kind(self) -> np.dtype[np.generic]:
+    def kind(self) -> np.dtype[Any]:
         """Type of its state."""
         return self.ranges.kind
 
@@ -77,7 +78,7 @@ def draw_drive(draw: Drawing, cell: Cell, activation: str, current: str = "") ->
     made = activation
     if current:
         decay = _flat(population.decay_u, population.shape)
-        left = draw_decay(draw, current, decay, f"decay_u:{population.name}", ranges.current, cell.kind)
+        left = draw_decay(draw, current, decay, f"decay_u:{population.name}", ranges.current, cell.kind, cell.kind)
         made = draw.add("Add", left, activation) if left and activation else left or activation
     if ranges.wraps and made:
         made = draw_wrap(draw, made, cell.kind)
@@ -86,20 +87,51 @@ def draw_drive(draw: Drawing, cell: Cell, activation: str, current: str = "") ->
 
 
 def draw_membrane(draw: Drawing, cell: Cell, membrane: str, drive: str) -> tuple[str, str]:
-    """Draw the membrane after `drive` and its spikes, bool, (B, N) each."""
+    """Draw the membrane after `drive`, not yet reset, and its spikes, bool; (B, N) each.
+
+    Parameters
+    ----------
+    draw : Drawing
+    cell : Cell
+    membrane : str
+        Of the timestep before, not yet reset either: so its reset and its decay share their conversions.
+    drive : str
+        Current and bias; empty where there are none.
+    """
     population, ranges = cell.population, cell.ranges
     decay = _flat(population.decay_v, population.shape)
-    left = draw_decay(draw, membrane, decay, f"decay_v:{population.name}", ranges.membrane, cell.kind)
+    left = ""
+    if np.min(population.decay_v) < DECAY_ONE:
+        number, settled = _draw_settled(draw, cell, membrane)
+        left = draw_decay(draw, settled, decay, f"decay_v:{population.name}", ranges.membrane, cell.kind, number)
     raised = draw.add("Add", left, drive) if left and drive else left or drive
     if not raised:
         raised = draw.add("Mul", membrane, draw.constant(0, cell.kind))
     if ranges.clips:
         raised = draw_clip(draw, raised, cell.kind)
-    spikes = draw.add("Greater", raised, _draw_threshold(draw, cell))
+    return raised, draw.add("Greater", raised, _draw_threshold(draw, cell))
+
+
+def draw_settled(draw: Drawing, cell: Cell, membrane: str) -> str:
+    """Draw the membrane after its reset, int32: 0 where it fired, as :func:`draw_membrane` leaves it elsewhere.
+
+    A Cast to the type that is there already, behind another, makes ONNX Runtime take bits for values: it is left out.
+    """
+    number, settled = _draw_settled(draw, cell, membrane)
+    return settled if number == np.int32 else draw.cast(settled, np.int32)
+
+
+def _draw_settled(draw: Drawing, cell: Cell, membrane: str) -> tuple[np.dtype[Any], str]:
+    """Draw the membrane after its reset, and say in which type: 24 bits are exact in float32."""
+    population = cell.population
     if not population.fires:
-        return raised, spikes
-    quiet = draw.cast(draw.add("Not", spikes), cell.kind)
-    return draw.add("Mul", raised, quiet), spikes
+        return cell.kind, membrane
+    if cell.kind == np.int32 and isinstance(population.vth, int):
+        exact = draw.cast(membrane, np.float32)
+        fired = draw.add("ThresholdedRelu", exact, alpha=float(population.vth << STATE_EXP))
+        return np.dtype(np.float32), draw.add("Sub", exact, fired)
+    quiet = draw.cast(draw.add("LessOrEqual", membrane, _draw_threshold(draw, cell)), cell.kind)
+    return cell.kind, draw.add("Mul", membrane, quiet)
 
 
 def draw_reset(draw: Drawing, state: str, keep: str) -> str:
@@ -140,7 +172,7 @@ def _draw_threshold(draw: Drawing, cell: Cell) -> str:
     return _draw_shifted(draw, stored, cell.kind)
 
 
-def _draw_shifted(draw: Drawing, stored: str, kind: np.dtype[np.generic]) -> str:
+def _draw_shifted(draw: Drawing, stored: str, kind: np.dtype[Any]) -> str:
     return draw.root.add("Mul", draw.root.cast(stored, kind), draw.constant(1 << STATE_EXP, kind))
 
 

@@ -32,9 +32,7 @@ def draw_input(draw: Drawing, graph: QuantizedGraph, source: str, steps: int) ->
     kind: np.dtype[Any] = np.dtype(np.float64) if source == "image" else payload_kind(graph.input)
     value = draw_payloads(draw, source, graph.input) if source == "image" else source
     value = draw_layout(draw, value, graph.input.shape, 2 if steps else 1)
-    return Frames(
-        shape=graph.input.shape, low=precision.low, high=precision.high, tensor=value, kind=kind, steps=steps
-    )
+    return Frames(shape=graph.input.shape, low=precision.low, high=precision.high, tensor=value, kind=kind, steps=steps)
 
 
 def draw_batch(draw: Drawing, source: str, steps: int) -> str:
@@ -54,7 +52,9 @@ def check_image(source: QuantizedInput) -> None:
     """
     if not (math.isfinite(source.scale) and math.isfinite(source.offset)) or source.scale == 0:
         raise TargetError(source.name, f"scale {source.scale}, offset {source.offset}", "finite numbers, scale not 0")
-    largest = max(abs((limit - source.offset) / source.scale) for limit in (source.precision.low, source.precision.high))
+    largest = max(
+        abs((limit - source.offset) / source.scale) for limit in (source.precision.low, source.precision.high)
+    )
     step = float(np.spacing(np.float32(largest)))
     if not step * abs(source.scale) < 1:
         raise TargetError(
@@ -78,7 +78,7 @@ def draw_readout(draw: Drawing, graph: QuantizedGraph, membrane: str, count: str
     draw : Drawing
     graph : QuantizedGraph
     membrane : str
-        Of the output population, (B, N).
+        Of the output population, int32 (B, N).
     count : str
         Spikes so far of each of its neurons, (B, N); empty where it does not fire.
 
@@ -88,12 +88,11 @@ def draw_readout(draw: Drawing, graph: QuantizedGraph, membrane: str, count: str
         If the output population has no scale to divide by.
     """
     output = graph.output
-    narrow = draw.cast(membrane, np.int32)
     if len(output.shape) == 3:
-        restored = draw_restored(draw, narrow, output.shape, "")
+        restored = draw_restored(draw, membrane, output.shape, "")
         draw.add("Reshape", restored, draw.constant([0, output.size], np.int64), to="potential")
     else:
-        draw.add("Identity", narrow, to="potential")
+        draw.add("Identity", membrane, to="potential")
     if readout_of(graph) == "potential":
         step = output.scale * (1 << STATE_EXP) * graph.timesteps
         if not math.isfinite(step) or step == 0:

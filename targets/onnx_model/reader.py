@@ -228,7 +228,9 @@ class _Decoder:
             raise FormatError(self._where, f"no tensor {name[:200]!r}", "all that the description names", _AGAIN)
         values: npt.NDArray[Any] = numpy_helper.to_array(self._tensors[name])
         if not np.issubdtype(values.dtype, np.integer) or not values.size:
-            raise FormatError(f"{self._where}: {name[:200]}", f"{values.dtype}, {values.size} values", "integers", _AGAIN)
+            raise FormatError(
+                f"{self._where}: {name[:200]}", f"{values.dtype}, {values.size} values", "integers", _AGAIN
+            )
         return values.astype(np.int64)
 
     def _precision(self, entry: Any) -> Precision:

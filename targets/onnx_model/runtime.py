@@ -49,12 +49,8 @@ def execute_onnx(path: Path, images: IntArray, timesteps: int) -> SpikeRecord:
     FormatError
         If the file is damaged, or its outputs contradict the spikes inside.
     """
-    file = read_onnx(path, timesteps)
-    check_images(file.graph, images)
-    session = _Session(file, record=True, threads=1)
-    spikes, answer = session.run(images)
-    _check_answer(str(path), file.graph, spikes, answer)
-    return SpikeRecord(spikes=spikes, potential=answer["potential"].astype(np.int64))
+    read_onnx(path, timesteps)  # refuses another number of timesteps
+    return OnnxNetwork(path, record=True, timesteps=timesteps).execute(images)
 
 
 class OnnxNetwork:
@@ -66,6 +62,10 @@ class OnnxNetwork:
         Written by stars-deploy.
     threads : int
         For each operator.
+    timesteps : int, optional
+        Those that the file must be for.
+    record : bool
+        Whether :meth:`execute` shall answer every spike; then :meth:`run` is slower.
 
     Raises
     ------
@@ -75,9 +75,11 @@ class OnnxNetwork:
         If ONNX Runtime is not installed or refuses the model.
     """
 
-    def __init__(self, path: Path, threads: int = 1) -> None:
-        self._file = read_onnx(path)
-        self._session = _Session(self._file, record=self._file.mode == "step", threads=threads)
+    def __init__(
+        self, path: Path, *, threads: int = 1, record: bool = False, timesteps: int | None = None
+    ) -> None:
+        self._file, self._where = read_onnx(path, timesteps), str(path)
+        self._session = _Session(self._file, record=record or self._file.mode == "step", threads=threads)
         largest = max(population.size for population in self.graph.populations)
         #: Samples that are run at a time.
         self.samples = max(1, min(_MOST_SAMPLES, _TOGETHER // largest))
@@ -115,6 +117,21 @@ class OnnxNetwork:
             potential[chunk] = answer["potential"]
             counts[chunk] = answer["spike_counts"] if "spike_counts" in answer else count_spikes(spikes)
         return potential, counts
+
+    def execute(self, images: IntArray) -> SpikeRecord:
+        """Run a batch and return every spike, of a network made with ``record``.
+
+        Raises
+        ------
+        FormatError
+            If the model's outputs contradict the spikes inside.
+        QuantizationError, TargetError
+            As :meth:`run`.
+        """
+        check_images(self.graph, images)
+        spikes, answer = self._session.run(images)
+        _check_answer(self._where, self.graph, spikes, answer)
+        return SpikeRecord(spikes=spikes, potential=answer["potential"].astype(np.int64))
 
 
 def count_spikes(spikes: dict[str, npt.NDArray[np.bool_]]) -> IntArray:

@@ -17,7 +17,14 @@ from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.targets.onnx_model.blocks import Block, find_blocks
 from stars_deploy.targets.onnx_model.drawing import Drawing, describe
 from stars_deploy.targets.onnx_model.frames import Frames
-from stars_deploy.targets.onnx_model.neurons import Cell, draw_drive, draw_membrane, draw_reset, make_cells
+from stars_deploy.targets.onnx_model.neurons import (
+    Cell,
+    draw_drive,
+    draw_membrane,
+    draw_reset,
+    draw_settled,
+    make_cells,
+)
 from stars_deploy.targets.onnx_model.outputs import (
     BATCH,
     describe_input,
@@ -130,7 +137,8 @@ class _Sequence:
         if output.fires:
             wide = draw.cast(spikes_name(output.name), np.int32)
             count = draw.add("ReduceSum", wide, draw.constant([0], np.int64), keepdims=0)
-        described = draw_readout(draw, graph, self.membranes[output.name], count)
+        membrane = draw_settled(draw, self.cells[output.name], self.membranes[output.name])
+        described = draw_readout(draw, graph, membrane, count)
         sums = [draw_count(draw, spikes_name(item.name), item.size) for item in graph.populations]
         side = draw.add("Concat", *sums, axis=2)
         draw.add_many("Transpose", [side], ["spike_counts"], perm=[1, 0, 2])
@@ -200,10 +208,13 @@ class _Scan:
         for name, spikes in sent.items():
             if f"sent/{name}" in carried:
                 carried[f"sent/{name}"] = draw_pushed(inner, f"sent/{name}", spikes)
-        # A body must make what it returns: runtimes do not copy what it was given.
+        # A body must make what it returns, once: runtimes do not copy what it was given, and mix up what it returns twice.
         made = {name for node in inner.nodes for name in node.output}
+        values = list(carried.values())
         results = [
-            _described_again(state, value if value in made else inner.add("Identity", value))
+            _described_again(
+                state, value if value in made and values.count(value) == 1 else inner.add("Identity", value)
+            )
             for state, value in zip(self.states, carried.values(), strict=True)
         ]
         emitted = [describe(sent[item.name], SPIKES, [BATCH, item.size]) for item in populations]
@@ -219,7 +230,12 @@ class _Scan:
             )
 
     def _draw_step(
-        self, inner: Drawing, population: Population, carried: dict[str, str], sent: dict[str, str], keeps: dict[str, str]
+        self,
+        inner: Drawing,
+        population: Population,
+        carried: dict[str, str],
+        sent: dict[str, str],
+        keeps: dict[str, str],
     ) -> None:
         name, cell = population.name, self.sequence.cells[population.name]
         membrane, current = carried[f"v/{name}"], carried.get(f"u/{name}", "")

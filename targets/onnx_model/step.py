@@ -18,7 +18,14 @@ from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.targets.onnx_model.blocks import longest_delay
 from stars_deploy.targets.onnx_model.drawing import Axes, Drawing, describe
 from stars_deploy.targets.onnx_model.frames import Frames, draw_restored
-from stars_deploy.targets.onnx_model.neurons import Cell, draw_drive, draw_membrane, draw_reset, make_cells
+from stars_deploy.targets.onnx_model.neurons import (
+    Cell,
+    draw_drive,
+    draw_membrane,
+    draw_reset,
+    draw_settled,
+    make_cells,
+)
 from stars_deploy.targets.onnx_model.outputs import BATCH, describe_input, draw_input, draw_readout
 from stars_deploy.targets.onnx_model.sequence import SPIKES, draw_pushed, spikes_name
 from stars_deploy.targets.onnx_model.synapses import delays_of, draw_projection
@@ -121,7 +128,7 @@ class _Step:
         draw = self.draw
         since = draw.add("Sub", NEXT + TIMESTEP, draw.constant([population.reset_offset], np.int64))
         phase = draw.add("Mod", since, draw.constant([population.reset_interval], np.int64))
-        return draw.cast(draw.cast(phase, np.bool_), cell.kind)
+        return draw.cast(draw.add("Greater", phase, draw.constant([0], np.int64)), cell.kind)
 
     def _frame(self, projection: Projection, delay: int) -> Frames:
         """Return what the source of `projection` sent `delay` timesteps before."""
@@ -144,7 +151,8 @@ class _Step:
             self.carry(f"count/{output.name}", np.dtype(np.int32), [BATCH, output.size])
             now = self.frames[output.name].in_kind(draw, np.int32)
             count = draw.add("Add", f"count/{output.name}", now, to=f"{NEXT}count/{output.name}")
-        described = draw_readout(draw, graph, f"{NEXT}v/{output.name}", count)
+        membrane = draw_settled(draw, self.cells[output.name], f"{NEXT}v/{output.name}")
+        described = draw_readout(draw, graph, membrane, count)
         for population in graph.populations:
             name = spikes_name(population.name)
             draw_restored(draw, self.frames[population.name].tensor, population.shape, name)

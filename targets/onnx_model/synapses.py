@@ -184,7 +184,9 @@ def _draw_taps(draw: Drawing, projection: ConvProjection, values: str, shape: tu
     pads, strides, dilation = projection.padding, projection.stride, projection.dilation
     made = [
         convolved_size(size, kernel, stride, pad, step)
-        for size, kernel, stride, pad, step in zip((height, width), (rows, columns), strides, pads, dilation, strict=True)
+        for size, kernel, stride, pad, step in zip(
+            (height, width), (rows, columns), strides, pads, dilation, strict=True
+        )
     ]
     depth = rows * columns * (channels // groups)
     axes = [-1, depth] if groups == 1 else [-1, groups, made[0] * made[1], depth]
