@@ -1,8 +1,8 @@
 """Measure the ONNX models beside the fast engine and the float ANN: ``python benchmarks/exchange.py``.
 
 Every system runs alone in a fresh process, on one thread, at several batches; models are compared with the reference
-first. Without ``--model`` the network is one of the Fashion-MNIST student's topology with random weights: the figures are
-those of its shape, decay and firing rate, not of a trained network.
+first. Without ``--model`` the network is one of the Fashion-MNIST student's topology with random weights: the figures
+are those of its shape, decay and firing rate, not of a trained network.
 """
 
 from __future__ import annotations
@@ -155,7 +155,9 @@ def format_report(results: Mapping[str, Any]) -> str:
                 rows.append([NAMES[name] + mark, str(point["batch"]), *figures])
     lines += [format_table(["system (* best)", "batch", "CPU ms/sample", "samples/s"], rows), *reasons, ""]
     words = {True: "yes", False: "NO", None: "not measured"}
-    judged = [[g["work"], f"at most {g['at most']}", rounded(g["figure"]), words[g["reached"]]] for g in results["goals"]]
+    judged = [
+        [g["work"], f"at most {g['at most']}", rounded(g["figure"]), words[g["reached"]]] for g in results["goals"]
+    ]
     return "\n".join([*lines, format_table(["goal", "bound", "measured", "reached"], judged)])
 
 

@@ -2,8 +2,9 @@
 
     python examples/onnx_inference.py model.onnx images.npz
 
-The archive holds ``images``: floats, (samples, C, H, W), in the pixel range of the network's teacher; ``labels`` may stand
-beside them. Everything else is in the model: how pixels become integers, the weights, the neurons, the loop over time.
+The archive holds ``images``: floats, (samples, C, H, W), in the pixel range of the network's teacher; ``labels`` may
+stand beside them. Everything else is in the model: how pixels become integers, the weights, the neurons, the
+loop over time.
 """
 
 from __future__ import annotations
@@ -67,9 +68,8 @@ def prepare(images: np.ndarray[Any, Any], about: dict[str, Any]) -> np.ndarray[A
 def describe(about: dict[str, Any]) -> None:
     """Print what network it is."""
     given = about["input"]
-    print(
-        f"T {about['timesteps']}, input {given['name']} {given['shape']}: rint(pixel * {given['scale']} + {given['offset']})"
-    )
+    rule = f"rint(pixel * {given['scale']} + {given['offset']})"
+    print(f"T {about['timesteps']}, input {given['name']} {given['shape']}: {rule}")
     layers = ", ".join(f"{layer['name']} {layer['shape']}" for layer in about["layers"])
     print(f"layers: {layers}")
     print(f"classes by {about['readout']}; written by {about['versions']}")

@@ -7,7 +7,7 @@ hold, types that are not plain numbers or text, NaN, and numbers that are not wh
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import h5py
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from stars_deploy.errors import FormatError
 from stars_deploy.graph import FloatArray
 from stars_deploy.quantized import IntArray
+from stars_deploy.targets.hdf5_text import DamagedTextError, Heaps, TextReader
 
 #: Most values that all datasets of a file may hold together; a dense layer of 8,192 x 8,192, 512 MiB of int64.
 MAX_VALUES = 1 << 26
@@ -47,6 +48,7 @@ class GuardedGroup:
     node: h5py.Group
     file_size: int
     left: Allowance = field(default_factory=Allowance)
+    heaps: Heaps = field(default_factory=Heaps)
 
     def error(self, name: str, got: object, allowed: str = "", remedy: str = "") -> FormatError:
         """Return the error for the member called `name` (or for the group itself if it is empty)."""
@@ -72,7 +74,7 @@ class GuardedGroup:
         if not isinstance(node, h5py.Group):
             raise self.error(name, "a dataset", "a group")
         place = f"{self.name}/{name}" if self.name else name
-        return GuardedGroup(file=self.file, name=place, node=node, file_size=self.file_size, left=self.left)
+        return replace(self, name=place, node=node)
 
     def is_group(self, name: str) -> bool:
         """Whether there is a member called `name`, and it is a group."""
@@ -141,8 +143,9 @@ class GuardedGroup:
             raise self.error(name, f"shape {node.shape}", "one short text" if most == 1 else f"1 to {most} texts")
         self._check_chunks(name, node)
         if variable:
-            self._check_lengths(name, node, longest)
-        values = np.asarray(node[()], dtype=object)
+            values = np.array([*self._variable_texts(name, node, longest), b""], dtype=object)[:-1].reshape(node.shape)
+        else:
+            values = np.asarray(node[()], dtype=object)
         decoded = np.empty(values.shape, dtype=object)
         for place, value in np.ndenumerate(values):
             try:
@@ -169,19 +172,16 @@ class GuardedGroup:
         self.left.values -= node.size
         return np.asarray(node[()])
 
-    def _check_lengths(self, name: str, node: h5py.Dataset, longest: int) -> None:
-        # HDF5 (1.14) allocates the length that a reference to a text claims, up to 4 GiB, before it looks for the text.
-        start, stored = node.id.get_offset(), node.id.get_storage_size()
-        if node.chunks is not None or start is None or stored > self.file_size or stored % node.size:
+    def _variable_texts(self, name: str, node: h5py.Dataset, longest: int) -> list[bytes]:
+        start, sizes = node.id.get_offset(), node.file.id.get_create_plist().get_sizes()
+        if node.chunks is not None or start is None or sizes != (8, 8):
             raise self.error(name, "texts in chunks or inside a header", "texts as h5py and nir write them", _DAMAGED)
         with open(self.file, "rb") as stream:
-            stream.seek(start)
-            references = np.frombuffer(stream.read(stored), np.uint8)
-        if references.size != stored:
-            raise self.error(name, "texts beyond the end of the file", remedy=_DAMAGED)
-        lengths = references.reshape(node.size, -1)[:, :4].copy().view("<u4")
-        if lengths.max() > longest:
-            raise self.error(name, f"a text of {lengths.max()} bytes", f"texts of at most {longest} bytes")
+            reader = TextReader(stream=stream, base=node.file.userblock_size, longest=longest, heaps=self.heaps)
+            try:
+                return reader.read(start, node.size)
+            except DamagedTextError as error:
+                raise self.error(name, str(error), f"texts of at most {longest} bytes", _DAMAGED) from error
 
     def _check_chunks(self, name: str, node: h5py.Dataset) -> None:
         # HDF5 (1.14) trusts these fields of a damaged header, and allocates without end or writes past its buffers.

@@ -56,7 +56,9 @@ def test_no_network(capsys, monkeypatch):
     assert "no network: cannot be read" in exchange.format_report(results)
 
 
-@pytest.mark.parametrize("arguments", [["--model", "/nowhere"], ["--rate", "2"], ["--decay", "5000"], ["--seconds", "0"]])
+@pytest.mark.parametrize(
+    "arguments", [["--model", "/nowhere"], ["--rate", "2"], ["--decay", "5000"], ["--seconds", "0"]]
+)
 def test_bad_options(arguments):
     with pytest.raises(SystemExit):
         exchange.parse_options(arguments)

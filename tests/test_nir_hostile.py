@@ -29,7 +29,7 @@ from nir_files import (
 )
 
 from stars_deploy.errors import ArtifactError, FormatError
-from stars_deploy.targets import hdf5_guard
+from stars_deploy.targets import hdf5_guard, hdf5_text
 from stars_deploy.targets.nir_graph import content, reader, structure
 from stars_deploy.targets.nir_graph.metadata import METADATA
 from stars_deploy.targets.nir_graph.reader import read_nir
@@ -186,6 +186,70 @@ def test_a_text_that_claims_gigabytes_takes_little(tmp_path):
         damaged[place : place + 4] = struct.pack("<I", 2**32 - 1)
         path.write_bytes(damaged)
         expect_little(path, f"node/{name}: a text of 4294967295 bytes")
+
+
+def heap_of(path, name):
+    """The places in the file of the first heap that the texts of `name` are in, and of its reference to it."""
+    with h5py.File(path) as file:
+        place = file[name].id.get_offset()
+    whole = path.read_bytes()
+    return struct.unpack("<Q", whole[place + 4 : place + 12])[0], place
+
+
+@pytest.mark.parametrize(
+    ("where", "field", "message"),
+    [
+        # An object of no size, in a heap that says it is full of them: HDF5 1.14 never comes back from this.
+        ("object", struct.pack("<HHIQ", 1, 0, 0, 2**64 - 16), "that is not where its reference says"),
+        ("object", struct.pack("<HHIQ", 0, 0, 0, 0), "that is not where its reference says"),
+        ("heap", b"GCOX", "a reference to no heap of texts"),
+        ("heap", b"GCOL\2", "a reference to no heap of texts"),
+        ("reference", struct.pack("<IQI", 8, 2**63, 1), "texts beyond the end of the file"),
+        ("reference", struct.pack("<IQI", 8, 2**40, 1), "texts beyond the end of the file"),
+        ("reference", struct.pack("<IQI", 7, 0, 1), "a reference to no heap of texts"),
+        ("reference", struct.pack("<IQI", 0, 0, 0), "node/type: ; allowed: NIRGraph"),
+    ],
+)
+def test_damaged_heaps_of_texts(tmp_path, where, field, message):
+    path = small(tmp_path / "m.nir")
+    heap, reference = heap_of(path, "node/type")
+    damaged = bytearray(path.read_bytes())
+    place = {"heap": heap, "object": heap + 16, "reference": reference}[where]
+    damaged[place : place + len(field)] = field
+    path.write_bytes(damaged)
+    expect_refusal_within(path, message)
+
+
+def test_heaps_without_end(tmp_path, monkeypatch):
+    """A heap of very many texts is looked at once, and up to a bound."""
+    path = small(tmp_path / "m.nir")
+    _, reference = heap_of(path, "node/type")
+    monkeypatch.setattr(hdf5_text, "MAX_OBJECTS", 3)
+    expect_refusal_within(path, "more than 3 objects in heaps")
+    monkeypatch.undo()
+    whole = bytearray(path.read_bytes())
+    whole[reference + 4 : reference + 12] = struct.pack("<Q", len(whole))
+    many = struct.pack("<HHIQ", 1, 0, 0, 0) * (1 << 18)
+    path.write_bytes(whole + struct.pack("<4sB3xQ", b"GCOL", 1, len(many)) + many)
+    expect_refusal_within(path, "more than 65536 objects in heaps")
+
+
+def test_texts_are_those_that_hdf5_reads(tmp_path):
+    path = small(tmp_path / "m.nir")
+    texts = np.array([["", "a", "ü" * 100], ["b" * 4096, "c", "d" * 9000]], dtype=object)
+    with h5py.File(path, "r+") as file:
+        file.create_dataset("texts", data=texts, dtype=h5py.string_dtype())
+    with h5py.File(path) as file:
+        guard = hdf5_guard.GuardedGroup(file=str(path), name="", node=file, file_size=1 << 20)
+        np.testing.assert_array_equal(guard.texts("texts", 6, 1 << 16), texts)
+        with pytest.raises(FormatError, match="texts: a text of 9000 bytes"):
+            guard.texts("texts", 6, 5000)
+    moved = tmp_path / "n.nir"
+    with h5py.File(moved, "w", userblock_size=512) as file:
+        file.create_dataset("texts", data=texts, dtype=h5py.string_dtype())
+    with h5py.File(moved) as file:
+        guard = hdf5_guard.GuardedGroup(file=str(moved), name="", node=file, file_size=1 << 20)
+        np.testing.assert_array_equal(guard.texts("texts", 6, 1 << 16), texts)
 
 
 @pytest.mark.parametrize("longest", [structure.MAX_NAME + 1, 1 << 25])

@@ -127,7 +127,7 @@ def test_writing_twice_gives_the_same_bytes(tmp_path, small_chain):
 
 
 def test_pixels_are_quantised_in_the_model_as_by_the_input(tmp_path):
-    """Halves, which rint takes to even, pixels beyond the range, and pixels of a scale where float32 sees false halves."""
+    """Halves, which rint takes to even, pixels beyond the range, and scales where float32 sees false halves."""
     for scale, offset in ((255.0, 0.0), (31.7, -3.25), (2.0, 0.5)):
         source = QuantizedInput(
             name="image", shape=(64,), precision=Precision(bits=8, signed=True), scale=scale, offset=offset
@@ -267,7 +267,7 @@ def test_image_without_a_scale_is_refused(tmp_path):
         projections=one_layer().projections,
         timesteps=2,
     )
-    with pytest.raises(TargetError, match="image: scale 0.0"):
+    with pytest.raises(TargetError, match=r"image: scale 0\.0"):
         TARGET.write(graph, tmp_path / "m.onnx")
     OnnxTarget(source="payloads").write(graph, tmp_path / "m.onnx")
 

@@ -1,7 +1,7 @@
 """Makes what benchmarks/exchange.py measures: an integer network, images, and the float ANN of the same topology.
 
-The network is that of a built directory, or one of the Fashion-MNIST topology with random weights, its thresholds set so
-that each layer fires at the rate asked for.
+The network is that of a built directory, or one of the Fashion-MNIST topology with random weights, its thresholds set
+so that each layer fires at the rate asked for.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CALIBRATION_IMAGES = 16
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
-    """Write ``model.npz``, ``images.npy``, ``ann.npz`` and ``ann.json`` into ``request["folder"]``; describe the network."""
+    """Write ``model.npz``, ``images.npy``, ``ann.npz`` and ``ann.json``; describe the network."""
     folder, rng = Path(request["folder"]), np.random.default_rng(request["seed"])
     if request["model"]:
         graph = load_quantized(Path(request["model"]) / "model.npz")
@@ -69,7 +69,9 @@ def make_student(rng: np.random.Generator, timesteps: int, decay: int, rate: flo
         )
         populations[-1] = _set_rate(part, images, rate)
         before = name
-    readout = DenseProjection(name="dense", source=before, target="readout", weight=_weights(rng, (CLASSES, int(np.prod(shape)))))
+    readout = DenseProjection(
+        name="dense", source=before, target="readout", weight=_weights(rng, (CLASSES, int(np.prod(shape))))
+    )
     populations.append(Population(name="readout", shape=(CLASSES,), bias=np.zeros(CLASSES, np.int64), scale=100.0))
     return QuantizedGraph(
         input=source, populations=tuple(populations), projections=(*projections, readout), timesteps=timesteps
@@ -108,6 +110,12 @@ def write_ann(graph: QuantizedGraph, folder: Path) -> str:
     arrays["dense.bias"] = np.zeros(graph.output.size, np.float32)
     np.savez(folder / "ann.npz", **arrays)  # type: ignore[arg-type]  # its stub has an option that takes a bool
     channels = graph.input.shape[0]
-    about = {"strides": strides, "mean": [0.0] * channels, "std": [1.0] * channels, "shape": graph.input.shape, "decay": 0.0}
+    about = {
+        "strides": strides,
+        "mean": [0.0] * channels,
+        "std": [1.0] * channels,
+        "shape": graph.input.shape,
+        "decay": 0.0,
+    }
     (folder / "ann.json").write_text(json.dumps(about), encoding="utf-8")
     return ""

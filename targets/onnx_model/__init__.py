@@ -1,13 +1,13 @@
 """``onnx``: the integer network as one model in ONNX's standard operators, executed by ONNX Runtime.
 
 Opset 13 and file format 7, the oldest that have every operator used with the types needed (:mod:`.drawing`): any ONNX
-Runtime of the last years loads the model, 1.19 and later are supported; 1.23 and 1.32 are tested. Weights are kept in 8
-or 16 bits, state variables are int32 (int64 where a sum needs it), and everything is exact: which route each product and
-decay takes is proven by bounds and was chosen by measurement (:mod:`.arithmetic`, :mod:`.synapses`).
+Runtime of the last years loads the model, 1.19 and later are supported; 1.23 and 1.32 are tested. Weights are kept in
+8 or 16 bits, state variables are int32 (int64 where a sum needs it), and everything is exact: which route each product
+and decay takes is proven by bounds and was chosen by measurement (:mod:`.arithmetic`, :mod:`.synapses`).
 
-Memory of the whole-sequence model grows with T times the samples of a batch: about 5 bytes (one int32, one uint8) for each
-neuron and timestep of a population and what enters it, most of it freed as soon as the next population is done; what an
-image alone drives is kept once, not T times. The one-step model keeps one timestep.
+Memory of the whole-sequence model grows with T times the samples of a batch: about 5 bytes (one int32, one uint8) for
+each neuron and timestep of a population and what enters it, most of it freed as soon as the next population is done;
+what an image alone drives is kept once, not T times. The one-step model keeps one timestep.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which numbers are wide enough: types chosen so that every operation of a model is exact, by bounds.
 
 Measured with ONNX Runtime 1.23 and 1.32 (one thread, AVX-512 with VNNI and AMX; ns for one neuron and timestep, arrays
-that stay in the second cache) for ``trunc(v * k / 4096)``: int32 Mul and Div 0.73; double Mul between two Casts 0.58 and
-0.83; DequantizeLinear (float32, which multiplies and converts at once) and Cast 0.19; splitting into quotient and
+that stay in the second cache) for ``trunc(v * k / 4096)``: int32 Mul and Div 0.73; double Mul between Casts 0.58, 0.83;
+ DequantizeLinear (float32, which multiplies and converts at once) and Cast 0.19; splitting into quotient and
 remainder 0.93. For the reset: Where on 4-byte values 0.5 (1.23) and up to 4 (1.32); Not, Cast and Mul 0.45;
 ThresholdedRelu and Sub of float32, which is exact for 24 bits, 0.25. State variables are integers always; float32 and
 double are passed through only where every value and product is exact.
@@ -176,8 +176,8 @@ def draw_wrap(draw: Drawing, current: str, kind: np.dtype[Any]) -> str:
 def draw_clip(draw: Drawing, membrane: str, kind: np.dtype[Any]) -> str:
     """Draw the limits of a membrane potential.
 
-    ONNX Runtime 1.23 compares only parts of an int64 in Clip, Min and Max (-2603210752 passes a lower limit of -8388607);
-    Greater, Less and Where are right.
+    ONNX Runtime 1.23 compares only parts of an int64 in Clip, Min and Max (-2603210752 passes a lower limit of
+    -8388607); Greater, Less and Where are right.
     """
     low, high = draw.constant(1 - STATE_LIMIT, kind), draw.constant(STATE_LIMIT - 1, kind)
     if kind == np.int32:

@@ -36,9 +36,7 @@ def _deviating_graph(found: GraphProto, expected: GraphProto) -> str:
         deviation = _deviating_item(getattr(found, field), getattr(expected, field), word)
         if deviation:
             return deviation
-    return (
-        "" if _bytes(found) == _bytes(expected) else "something beside nodes, tensors, inputs and outputs in its graph"
-    )
+    return "" if _bytes(found) == _bytes(expected) else "something beside nodes and tensors in its graph"
 
 
 def _deviating_item(found: Sequence[Any], expected: Sequence[Any], word: str) -> str:

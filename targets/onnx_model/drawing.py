@@ -17,8 +17,9 @@ Numbers = npt.NDArray[Any]
 #: Axes of a tensor; a name stands for a size that is not fixed.
 Axes = Sequence[Union[int, str]]
 
-#: Oldest opset whose operators take every type that is needed here (Pad, Clip and Greater of integers; axes of ReduceSum
-#: and Squeeze as inputs), so that any runtime since 2021 can load the model; ONNX Runtime knows it since 1.6.
+#: Oldest opset whose operators take every type that is needed here (Pad, Clip and Greater of integers; axes of
+#: ReduceSum and Unsqueeze as inputs), so that any runtime since 2021 can load the model; ONNX Runtime knows it since
+#: 1.6.
 OPSET = 13
 #: Version of the file format that came with that opset.
 IR_VERSION = 7
@@ -32,7 +33,7 @@ class Drawing:
         self._shared: _Shared = _Shared() if outer is None else outer._shared
         #: The outermost drawing: what follows from constants alone is drawn there, and runtimes work it out once.
         self.root: Drawing = self if outer is None else outer.root
-        self._scope = "" if outer is None else outer._scope
+        self._scope: str = "" if outer is None else outer._scope
 
     def inner(self) -> Drawing:
         """Return an empty drawing for the body of a loop; it sees everything drawn here before."""

@@ -23,22 +23,23 @@ SCHEMA_VERSION = 1
 PRODUCER = "stars-deploy"
 
 SEMANTICS = (
-    "Integer leaky integrate-and-fire neurons, those of Intel Loihi 2 in Lava's fixed point; all state starts at 0. At each "
-    "timestep, for each population: where it is due, u = v = 0; a = sum of weight * value over what enters (spikes are 0 "
-    "or 1, pixels are payloads); u = trunc(u * (4096 - decay_u) / 4096) + 64 * a, wrapped once at +-2**23; "
+    "Integer leaky integrate-and-fire neurons, those of Intel Loihi 2 in Lava's fixed point; all state starts at 0. At "
+    "each timestep, for each population: where it is due, u = v = 0; a = sum of weight * value over what enters "
+    "(spikes are 0 or 1, pixels are payloads); u = trunc(u * (4096 - decay_u) / 4096) + 64 * a, wrapped once at +-2**23; "
     "v = clip(trunc(v * (4096 - decay_v) / 4096) + u + 64 * bias, +-(2**23 - 1)); a spike where v > 64 * vth, and then "
     "v = 0. trunc rounds toward zero. A population sees what its sources emitted at the same timestep, or `delay` "
     "timesteps before. Wraps and clips that cannot happen are not drawn. Tensors inside keep neurons channels last: "
-    "(C, H, W) as H, W, C, flat. An image's pixels become payloads by rint(pixel * scale + offset), in double precision, "
-    "kept within low and high; they must be finite. Payloads given as such are not checked: keep them within low and high."
+    "(C, H, W) as H, W, C, flat. An image's pixels become payloads by rint(pixel * scale + offset), in double "
+    "precision, kept within low and high; they must be finite. Payloads given as such are not checked: keep "
+    "them within low and high."
 )
 _OUTPUTS = {
     "potential": "int32 (batch, N): membrane potential v of the last population after the last timestep run [LSB]; the "
     "class is its argmax, the lowest index of equals",
     "spike_counts": "int32 (batch, T, layers): spikes of each population at each timestep, in the order of `layers`",
     "spikes": "uint8 (batch, *shape), one output for each population: 1 where a neuron fired at this timestep",
-    "state": "for the next call; the first call takes zeros of the shapes in `state`. Of v, the value that was compared "
-    "with the threshold: where it exceeded it, the next call goes on from 0",
+    "state": "for the next call; the first call takes zeros of the shapes in `state`. Of v, the value that was "
+    "compared with the threshold: where it exceeded it, the next call goes on from 0",
 }
 _LOGITS = {
     "potential": "float32 (batch, N): potential / (64 * scale * T), in the student's units; scale is the last layer's",

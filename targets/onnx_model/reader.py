@@ -1,7 +1,7 @@
 """Models back to graphs. What is read is made into a model again, and must be the one in the file.
 
-So nothing can hide in a file: a node that computes something else, an attribute, a tensor too many or changed is found by
-name, whoever wrote it. Nothing outside the file is ever opened.
+So nothing can hide in a file: a node that computes something else, an attribute, a tensor too many or changed is found
+by name, whoever wrote it. Nothing outside the file is ever opened.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from stars_deploy.artifacts import existing_file
@@ -228,9 +228,8 @@ class _Decoder:
             raise FormatError(self._where, f"no tensor {name[:200]!r}", "all that the description names", _AGAIN)
         values: npt.NDArray[Any] = numpy_helper.to_array(self._tensors[name])
         if not np.issubdtype(values.dtype, np.integer) or not values.size:
-            raise FormatError(
-                f"{self._where}: {name[:200]}", f"{values.dtype}, {values.size} values", "integers", _AGAIN
-            )
+            got = f"{values.dtype}, {values.size} values"
+            raise FormatError(f"{self._where}: {name[:200]}", got, "integers", _AGAIN)
         return values.astype(np.int64)
 
     def _precision(self, entry: Any) -> Precision:

@@ -17,10 +17,10 @@ from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.targets.base import Availability, SpikeRecord
 from stars_deploy.targets.onnx_model.drawing import describe
 from stars_deploy.targets.onnx_model.frames import channels_first, payload_kind
-from stars_deploy.targets.onnx_model.metadata import NEXT
 from stars_deploy.targets.onnx_model.outputs import BATCH, readout_of
 from stars_deploy.targets.onnx_model.reader import OnnxFile, read_onnx
 from stars_deploy.targets.onnx_model.sequence import SPIKES, spikes_name
+from stars_deploy.targets.onnx_model.step import NEXT
 from stars_deploy.targets.reference import check_images, present
 
 #: Neurons of the largest population times samples that are run at a time: what fits the second cache runs fastest.
@@ -75,9 +75,7 @@ class OnnxNetwork:
         If ONNX Runtime is not installed or refuses the model.
     """
 
-    def __init__(
-        self, path: Path, *, threads: int = 1, record: bool = False, timesteps: int | None = None
-    ) -> None:
+    def __init__(self, path: Path, *, threads: int = 1, record: bool = False, timesteps: int | None = None) -> None:
         self._file, self._where = read_onnx(path, timesteps), str(path)
         self._session = _Session(self._file, record=record or self._file.mode == "step", threads=threads)
         largest = max(population.size for population in self.graph.populations)
@@ -137,7 +135,8 @@ class OnnxNetwork:
 def count_spikes(spikes: dict[str, npt.NDArray[np.bool_]]) -> IntArray:
     """Return the spikes of each population, (T, B, *shape), as (B, T, layers)."""
     sums = [layer.reshape(*layer.shape[:2], -1).sum(axis=2) for layer in spikes.values()]
-    return np.stack(sums, axis=-1).swapaxes(0, 1).astype(np.int64)
+    counts: IntArray = np.stack(sums, axis=-1).swapaxes(0, 1).astype(np.int64)
+    return counts
 
 
 def find_pixels(source: QuantizedInput, payloads: IntArray) -> npt.NDArray[np.float32]:
@@ -149,6 +148,8 @@ def find_pixels(source: QuantizedInput, payloads: IntArray) -> npt.NDArray[np.fl
         If there are none.
     """
     pixels = ((payloads - source.offset) / source.scale).astype(np.float32)
+    if (np.rint(pixels.astype(np.float64) * source.scale + source.offset) == payloads).all():
+        return pixels
     for direction in (None, np.float32(np.inf), np.float32(-np.inf)):
         moved = pixels if direction is None else np.nextafter(pixels, direction)
         steps = np.rint(moved.astype(np.float64) * source.scale + source.offset)
@@ -243,7 +244,7 @@ def _with_spikes(model: ModelProto, graph: QuantizedGraph) -> ModelProto:
     copy = ModelProto()
     copy.CopyFrom(model)
     for population in graph.populations:
-        axes = [graph.timesteps, BATCH, population.size]
+        axes: list[int | str] = [graph.timesteps, BATCH, population.size]
         copy.graph.output.append(describe(spikes_name(population.name), SPIKES, axes))
     return copy
 

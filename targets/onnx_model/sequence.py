@@ -173,7 +173,7 @@ class _Scan:
             # Nothing carries a current on, or feeds back: all of the drive is known before the loop.
             self.hoisted.add(name)
             if stream is not None:
-                made, drive = draw_drive(draw, cell, stream.tensor)
+                _, drive = draw_drive(draw, cell, stream.tensor)
                 stream = _Stream(drive, stream.moving)
             else:
                 _, drive = draw_drive(draw, cell, "")
@@ -208,15 +208,13 @@ class _Scan:
         for name, spikes in sent.items():
             if f"sent/{name}" in carried:
                 carried[f"sent/{name}"] = draw_pushed(inner, f"sent/{name}", spikes)
-        # A body must make what it returns, once: runtimes do not copy what it was given, and mix up what it returns twice.
+        # A body must make what it returns, once: runtimes do not copy what it was given, nor what it returns twice.
         made = {name for node in inner.nodes for name in node.output}
         values = list(carried.values())
-        results = [
-            _described_again(
-                state, value if value in made and values.count(value) == 1 else inner.add("Identity", value)
-            )
-            for state, value in zip(self.states, carried.values(), strict=True)
+        own = [
+            value if value in made and values.count(value) == 1 else inner.add("Identity", value) for value in values
         ]
+        results = [_described_again(state, value) for state, value in zip(self.states, own, strict=True)]
         emitted = [describe(sent[item.name], SPIKES, [BATCH, item.size]) for item in populations]
         body = inner.finish("step", [*self.states, *self.slices], [*results, *emitted], body=True)
         finals = [f"final/{state.name}" for state in self.states]

@@ -8,8 +8,8 @@ gathering and MatMulInteger of uint8 by int8 300, of which gathering takes three
 Three routes, all exact:
 
 - ``bytes``: values of 0 to 127 and signed weights of 8 bits, MatMulInteger, int32. Larger values are kept out because
-  processors without VNNI add pairs of products in 16 bits; unsigned weights because ONNX Runtime before 1.25 sends them to
-  wrong kernels on some processors (its pull request 27671).
+  processors without VNNI add pairs of products in 16 bits; unsigned weights because older versions of ONNX Runtime
+  send them to wrong kernels on some processors (its pull request 27671).
 - ``float``: while no sum of magnitudes exceeds 2**24, float32 holds every partial sum; the shift by 6 is free there.
 - ``double``: the same up to 2**53.
 """
@@ -29,8 +29,8 @@ from stars_deploy.targets.onnx_model.frames import Frames, stored_kind
 
 #: Largest value that two products with an 8-bit weight leave in 16 bits.
 _SMALL = 127
-#: Columns of a tile in AMX. Where the last tile is more than half full, but not full, ONNX Runtime 1.23 gets one row in 32
-#: wrong (measured; the same pull request mends it): columns of zeros fill it up.
+#: Columns of a tile in AMX. Where the last tile is more than half full, but not full, ONNX Runtime 1.23 gets one row in
+#: 32 wrong (measured; the same pull request mends it): columns of zeros fill it up.
 _TILE = 32
 
 
@@ -63,7 +63,7 @@ def pack_weight(projection: Projection, shape: tuple[int, ...]) -> IntArray:
     out, channels, height, width = projection.weight.shape
     groups = projection.groups
     kernel = projection.weight.reshape(groups, out // groups, channels, height, width)
-    packed = kernel.transpose(0, 3, 4, 2, 1).reshape(groups, height * width * channels, out // groups)
+    packed: IntArray = kernel.transpose(0, 3, 4, 2, 1).reshape(groups, height * width * channels, out // groups)
     return packed if groups > 1 else packed[0]
 
 
@@ -73,7 +73,8 @@ def unpack_weight(packed: IntArray, kernel: tuple[int, ...], shape: tuple[int, .
         return unpack_dense(packed, shape)
     out, channels, height, width = kernel
     taps = packed.reshape(groups, height, width, channels, out // groups)
-    return taps.transpose(0, 4, 3, 1, 2).reshape(kernel)
+    unpacked: IntArray = taps.transpose(0, 4, 3, 1, 2).reshape(kernel)
+    return unpacked
 
 
 def pack_delay(projection: DenseProjection, shape: tuple[int, ...]) -> IntArray:
@@ -85,7 +86,8 @@ def pack_delay(projection: DenseProjection, shape: tuple[int, ...]) -> IntArray:
 def _pack_dense(values: IntArray, shape: tuple[int, ...]) -> IntArray:
     planes = values.reshape(len(values), *shape)
     rows = np.moveaxis(planes, 1, -1) if len(shape) == 3 else planes
-    return rows.reshape(len(values), -1).T
+    packed: IntArray = rows.reshape(len(values), -1).T
+    return packed
 
 
 def unpack_dense(packed: IntArray, shape: tuple[int, ...]) -> IntArray:
@@ -100,7 +102,7 @@ def choose_route(projection: Projection, low: int, high: int) -> str:
     """Return ``bytes``, ``float`` or ``double`` for values from `low` to `high`."""
     weight = projection.weight
     largest = int(np.abs(weight).reshape(len(weight), -1).sum(axis=1).max()) * max(-low, high)
-    narrow = -128 <= weight.min() and weight.max() <= 127
+    narrow = weight.min() >= -128 and weight.max() <= 127
     if narrow and low >= 0 and high <= _SMALL and largest << STATE_EXP <= INT_LIMIT:
         return "bytes"
     return "float" if largest <= FLOAT_LIMIT else "double"
