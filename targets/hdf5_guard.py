@@ -112,7 +112,8 @@ class GuardedGroup:
         values = self._read(name, self._dataset(name), most)
         if values.dtype.itemsize > 8:
             raise self.error(name, f"dtype {values.dtype}", "numbers of at most 64 bits")
-        values = values.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # signalling NaN of damaged files
+            values = values.astype(np.float64)
         if not np.isfinite(values).all():
             raise self.error(name, "NaN or infinite values", "finite numbers")
         return values

@@ -262,12 +262,13 @@ def test_full_disk_leaves_the_old_file(written, tmp_path):
 
 
 def test_targets_by_name():
-    assert list(TARGETS) == ["netx", "lava"] and len(TARGETS) == 2
-    assert {name: TARGETS[name].name for name in TARGETS} == {"netx": "netx", "lava": "lava"}
+    assert list(TARGETS) == ["netx", "lava", "onnx", "nir"] and len(TARGETS) == 4
+    assert {name: TARGETS[name].name for name in TARGETS} == {name: name for name in TARGETS}
     assert TARGETS["netx"].availability().ok
-    for target in TARGETS.values():
-        assert target.filename == "model.net" and target.summary
-    with pytest.raises(TargetError, match=r"'nengo'; allowed: netx, lava; what to do: .*--target"):
+    files = {name: target.filename for name, target in TARGETS.items()}
+    assert files == {"netx": "model.net", "lava": "model.net", "onnx": "model.onnx", "nir": "model.nir"}
+    assert all(target.summary for target in TARGETS.values())
+    with pytest.raises(TargetError, match=r"'nengo'; allowed: netx, lava, onnx, nir; what to do: .*--target"):
         find_target("nengo")
 
 

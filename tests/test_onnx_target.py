@@ -25,6 +25,7 @@ from stars_deploy.targets.onnx_model import MODES, SOURCES, TARGET, OnnxNetwork,
 from stars_deploy.targets.onnx_model.arithmetic import find_ranges
 from stars_deploy.targets.onnx_model.drawing import IR_VERSION, OPSET
 from stars_deploy.targets.onnx_model.runtime import find_pixels
+from stars_deploy.targets.onnx_model.synapses import choose_route
 from stars_deploy.targets.reference import run_reference
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "onnx_inference.py"
@@ -301,3 +302,42 @@ def test_example_needs_onnxruntime_and_numpy_only(tmp_path, small_chain, make_im
         assert f"image {index}: class {chosen} class {chosen} (truth {index})" in run.stdout
     spikes = record.spikes["conv0"][:, 2].sum()
     assert f"spikes in 4 timesteps: conv0 {spikes}, " in run.stdout
+
+
+@pytest.mark.parametrize("outputs", [17, 24, 31, 49, 32, 40])
+def test_every_row_of_a_tile_is_right(tmp_path, outputs):
+    """ONNX Runtime 1.23 on AMX gets row 31 of 32 wrong where the last tile of 32 columns is more than half full."""
+    rng = np.random.default_rng(outputs)
+    graph = QuantizedGraph(
+        input=QuantizedInput(name="image", shape=(36,), precision=Precision(bits=1, signed=False), scale=1.0),
+        populations=(Population(name="out", shape=(outputs,), bias=np.zeros(outputs, np.int64)),),
+        projections=(
+            DenseProjection(name="w", source="image", target="out", weight=rng.integers(-128, 128, (outputs, 36))),
+        ),
+        timesteps=1,
+    )
+    images = rng.integers(0, 2, (100, 36))
+    TARGET.write(graph, tmp_path / "m.onnx")
+    record = TARGET.execute(tmp_path / "m.onnx", images, 1)
+    assert record.potential.tolist() == run_reference(graph, images).potential.tolist()
+
+
+def test_sums_beyond_24_bits_take_double(tmp_path):
+    """Large terms that cancel: the result is small, but float32 would lose the odd unit on the way."""
+    weight = np.array([[32767, 32767, 1, -32768, -32766]])
+    graph = QuantizedGraph(
+        input=QuantizedInput(name="image", shape=(5,), precision=Precision(bits=8, signed=False)),
+        populations=(Population(name="out", shape=(1,), bias=np.zeros(1, np.int64)),),
+        projections=(
+            DenseProjection(
+                name="w", source="image", target="out", weight=weight, precision=Precision(bits=16, signed=True)
+            ),
+        ),
+        timesteps=1,
+    )
+    rng = np.random.default_rng(0)
+    images = np.full((50, 5), 255) - rng.integers(0, 2, (50, 5))
+    OnnxTarget(source="payloads").write(graph, tmp_path / "m.onnx")
+    record = TARGET.execute(tmp_path / "m.onnx", images, 1)
+    assert record.potential.tolist() == run_reference(graph, images).potential.tolist()
+    assert {"double", "float"} == {choose_route(graph.projections[0], 0, high) for high in (255, 1)}

@@ -55,8 +55,8 @@ class Runner:
         self._shown: Numbers = np.zeros(0)
         self._stays = True
 
-    def run(self, images: IntArray, recorded: Mapping[str, SpikeArray]) -> IntArray:
-        """Run one chunk; return its final potentials, (B, N) [LSB].
+    def run(self, images: IntArray, recorded: Mapping[str, SpikeArray]) -> tuple[IntArray, IntArray]:
+        """Run one chunk; return the last population's final potentials [LSB] and how often it fired, (B, N) each.
 
         Parameters
         ----------
@@ -68,6 +68,7 @@ class Runner:
         graph, extent = self.plan.graph, self.extent
         self._stays = not graph.input.over_time(images)
         samples = images.shape[0 if self._stays else 1]
+        output, fired = graph.output, np.zeros((samples, graph.output.size), np.int64)
         self._space.start()
         for first in range(0, graph.timesteps, extent.steps):
             steps = min(extent.steps, graph.timesteps - first)
@@ -76,14 +77,17 @@ class Runner:
             self._load_input(part)
             for block in self.plan.blocks:
                 self._run_block(block, part)
+            if output.fires:
+                fired += self._sent(output.name, part).sum(axis=1, dtype=np.int64)
             for name, spikes in recorded.items():
                 sent = restore(self._sent(name, part), graph.shape_of(name))
                 spikes[first : first + steps] = sent.swapaxes(0, 1)
             if extent.steps < graph.timesteps:
                 self.tally.close_slice(first, steps)
             self._space.carry(steps)
-        potential = restore(self._space.v[graph.output.name][:samples], graph.output.shape)
-        return potential.reshape(samples, -1).astype(np.int64)
+        answers = (self._space.v[output.name][:samples], fired)
+        potential, counts = (restore(values, output.shape).reshape(samples, -1) for values in answers)
+        return potential.astype(np.int64), counts
 
     def forget(self) -> None:
         """Begin counting anew."""

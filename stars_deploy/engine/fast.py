@@ -111,10 +111,7 @@ class FastEngine:
         def work(runner: Runner) -> None:
             for chunk in chunks:  # shared: each thread takes the next (a list's iterator is atomic)
                 parts = {name: spikes[:, chunk] for name, spikes in recorded.items()}
-                batch = _take(self.graph, images, chunk)
-                answers = self._output_spikes(parts, len(potential[chunk]))
-                potential[chunk] = runner.run(batch, parts)
-                fired[chunk] = answers.sum(axis=0).reshape(fired[chunk].shape)
+                potential[chunk], fired[chunk] = runner.run(_take(self.graph, images, chunk), parts)
             runner.close()
 
         if threads == 1:
@@ -125,13 +122,6 @@ class FastEngine:
         counts = _merge(runners)
         self._idle = runners
         return FastRun(potential=potential, counts=counts, spikes=recorded, output_spikes=fired)
-
-    def _output_spikes(self, parts: dict[str, SpikeArray], samples: int) -> SpikeArray:
-        """Return where the last population's spikes of a chunk go, in `parts` as well: an output is read by them."""
-        output = self.graph.output
-        if output.name not in parts and output.fires:
-            parts[output.name] = np.zeros((self.graph.timesteps, samples, *output.shape), np.bool_)
-        return parts.get(output.name, np.zeros((1, samples, *output.shape), np.bool_))
 
     def _take_runners(self, extent: Extent, threads: int) -> list[Runner]:
         """Return runners that have counted nothing; whoever runs at the same time gets others."""

@@ -1,13 +1,13 @@
 """The layers of a lowered float graph: each population with everything that enters it, in units of its membrane.
 
 The gain of a population (its ``r``, its leaks, ``w_in``) is folded into weights and bias, so that a layer of any kind
-is, each timestep and in this order: ``u = (1 - leak_u) u + sum of w x``; ``v = (1 - leak_v) v + u + bias``; a spike
+is, each timestep and in this order: ``u = (1 - leak_u) u + sum of w x + current bias``; ``v = (1 - leak_v) v + u + bias``; a spike
 where ``v > threshold``, and then ``v = 0``. That is the order and the form of the integer network.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Union
 
 import numpy as np
@@ -29,6 +29,8 @@ from stars_deploy.graph import (
     SpikingGraph,
 )
 from stars_deploy.lowering.chains import require_one_end
+from stars_deploy.lowering.constants import CurrentBias, name_biases
+from stars_deploy.lowering.composition import spatial
 from stars_deploy.lowering.neurons import EQUAL, membrane_gain
 from stars_deploy.populations import IntArray
 
@@ -89,6 +91,8 @@ class FloatLayer:
         Shares of membrane and current that a timestep takes; ``leak_u`` is 1 where there is no current.
     threshold : float, or array of ``shape``, or None
         None for a population that never fires.
+    current_bias : CurrentBias, optional
+        What all projections together add to ``u``; only where there is a current and its bias is not 0.
     """
 
     neuron: Neuron
@@ -98,6 +102,7 @@ class FloatLayer:
     leak_v: Parameter
     leak_u: Parameter
     threshold: Parameter | None
+    current_bias: CurrentBias | None = None
 
     @property
     def name(self) -> str:
@@ -125,7 +130,10 @@ def float_layers(graph: SpikingGraph) -> tuple[FloatLayer, ...]:
             allowed = "Conv2d, Linear, Delay and populations"
             raise QuantizationError(node.name, f"a {type(node).__name__}", allowed, "lower the graph first")
     require_one_end(graph)
-    return tuple(_float_layer(graph, node) for node in graph.ordered() if isinstance(node, NEURONS))
+    layers = [_float_layer(graph, node) for node in graph.ordered() if isinstance(node, NEURONS)]
+    drives = {layer.name: _current_bias(graph, layer) for layer in layers if isinstance(layer.neuron, CubaLIF)}
+    biases = name_biases({name: bias for name, bias in drives.items() if bias.any()}, (n.name for n in graph.nodes))
+    return tuple(replace(layer, current_bias=biases.get(layer.name)) for layer in layers)
 
 
 def per_output(values: Parameter | IntArray, weight: FloatArray | IntArray) -> Parameter | None:
@@ -152,12 +160,8 @@ def _float_layer(graph: SpikingGraph, neuron: Neuron) -> FloatLayer:
     for node in (node for node in graph.nodes if node.name in sources):
         if not isinstance(node, (Conv2d, Linear)):
             raise _misfed(graph, neuron, "Conv2d or Linear")
-        own = node.bias.reshape(-1, 1, 1) if node.bias.ndim == 1 and len(shape) == 3 else node.bias
-        if isinstance(neuron, CubaLIF) and own.any():
-            raise QuantizationError(
-                f"{node.name}.bias", f"feeds the current of {neuron.name}", "0", "a leak potential in its place"
-            )
-        bias = bias + own * gain
+        if not isinstance(neuron, CubaLIF):
+            bias = bias + spatial(node.bias, len(shape)) * gain
         projections.append(_float_projection(graph, node, gain))
     if isinstance(neuron, CubaLIF):
         bias = bias + neuron.v_leak * leak_v
@@ -170,6 +174,14 @@ def _float_layer(graph: SpikingGraph, neuron: Neuron) -> FloatLayer:
         leak_u=leak_u,
         threshold=neuron.v_threshold if isinstance(neuron, SPIKING) else None,
     )
+
+
+def _current_bias(graph: SpikingGraph, layer: FloatLayer) -> FloatArray:
+    gain = membrane_gain(layer.neuron, graph.dt)
+    total: FloatArray = np.zeros(layer.shape)
+    for item in layer.projections:
+        total = total + spatial(item.node.bias, len(layer.shape)) * gain
+    return total
 
 
 def _leak(graph: SpikingGraph, neuron: Neuron, constant: str, without: float) -> Parameter:

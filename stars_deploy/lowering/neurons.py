@@ -34,13 +34,13 @@ def membrane_gain(node: Neuron, dt: float) -> Parameter:
     """Return the step of the potential in the first timestep of a current of 1 [unit of potential].
 
     ``dt / tau_mem * r`` of LIF and LI, ``dt * r`` of IF and Integrator, ``dt / tau_mem * r * dt / tau_syn * w_in`` of
-    CubaLIF. One number where all neurons agree to within the rounding of float64, as they do in a lowered graph.
+    CubaLIF. One number where all neurons agree to within the rounding of float32, as they do in a lowered graph.
     """
     gain = node.r * (dt / node.tau_mem if isinstance(node, (LIF, LI, CubaLIF)) else dt)
     if isinstance(node, CubaLIF):
         gain = gain * (node.w_in * dt / node.tau_syn)
     values = np.asarray(gain)
-    return float(values.flat[0]) if np.ptp(values) <= 1e-12 * np.abs(values).max() else values
+    return float(values.flat[0]) if np.ptp(values) <= EQUAL * np.abs(values).max() else values
 
 
 def fold_gains(graph: SpikingGraph) -> SpikingGraph:
@@ -150,14 +150,10 @@ def move_current_biases(graph: SpikingGraph) -> SpikingGraph:
     """Move a bias that enters the current of a CubaLIF to its ``v_leak``, where the current lasts one timestep.
 
     The chip's biases enter the membrane. With ``tau_syn = dt`` that is the same: ``v_leak + r * w_in * b``. A current
-    that lasts longer fills with the bias over time, which no bias of the membrane does.
+    that lasts longer fills with the bias over time, which no bias of the membrane does: there it stays.
 
-    Requires one Conv2d or Linear at the end of each chain. Ensures that projections into a CubaLIF have no bias.
-
-    Raises
-    ------
-    GraphError
-        Naming the projection, if ``tau_syn`` is longer than ``dt``.
+    Requires one Conv2d or Linear at the end of each chain. Ensures that projections into a CubaLIF have a bias only
+    where one of its neurons has a longer ``tau_syn``.
     """
     changed: dict[str, Node] = {}
     for node in [node for node in graph.nodes if isinstance(node, CubaLIF)]:
@@ -169,12 +165,7 @@ def move_current_biases(graph: SpikingGraph) -> SpikingGraph:
             bias = np.broadcast_to(spatial(projection.bias, len(graph.shapes[name])), graph.shapes[name])
             lasting = np.abs(np.asarray(node.tau_syn) / graph.dt - 1) > EQUAL
             if np.any((bias != 0) & lasting):
-                raise GraphError(
-                    f"{name}.bias",
-                    f"up to {np.abs(bias).max():.3g} (normalisation included) into the current of {node.name}",
-                    f"0 where tau_syn differs from dt = {graph.dt} s",
-                    "train it without a bias; a constant drive of the membrane is v_leak",
-                )
+                continue
             leak = leak + np.asarray(node.r) * node.w_in * bias
             changed[name] = replace(projection, bias=np.zeros(len(projection.weight)))
         if np.any(leak != node.v_leak):
@@ -234,7 +225,8 @@ def _scaled(graph: SpikingGraph, changed: dict[str, Node], factors: Mapping[str,
             continue
         values = factors[target]
         channels = values.reshape(len(values), -1)
-        by_channel = channels[:, 0] if (channels == channels[:, :1]).all() else None
+        even = np.ptp(channels, axis=1) <= EQUAL * np.abs(channels).max(axis=1)
+        by_channel = channels[:, 0] if even.all() else None
         scaled = _multiplied(node, values, by_channel) if len(graph.targets(source)) == 1 else None
         if scaled:
             changed[source] = scaled

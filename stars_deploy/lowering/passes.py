@@ -76,7 +76,7 @@ def lower(graph: SpikingGraph) -> SpikingGraph:
     """Bring a graph to the form that integers are made of: input, Conv2d, Linear, Delay and populations.
 
     Each Conv2d or Linear is fed by the input, a population, or a Delay behind one of these, and feeds one population.
-    ``v_reset`` is 0; so is ``v_leak``, except in CubaLIF, whose projections have no bias instead. Each population has
+    ``v_reset`` is 0; so is ``v_leak``, except in CubaLIF, where a bias enters the current. Each population has
     one :func:`~stars_deploy.lowering.neurons.membrane_gain`. The last population of
     :meth:`~stars_deploy.graph.SpikingGraph.ordered` is the one that is read out. Populations and projections keep their
     names, copies of projections excepted; populations may become flat, or take the shape of a convolution.

@@ -147,12 +147,15 @@ def _read_foreign(top: GuardedGroup, options: _Options) -> NirFile:
             top.file,
             "does not say how long a timestep is: NIR holds no dt",
             allowed,
-            "give it with --dt: 1e-4 for a file of snnTorch or SpikingJelly, 1e-3 of norse, 1 of sinabs (its times are "
+            "`stars-deploy export` it with --dt: 1e-4 for a file of snnTorch or SpikingJelly, 1e-3 of norse, 1 of sinabs (its times are "
             "in timesteps)",
         )
     if options.timesteps is None:
         raise FormatError(
-            top.file, "does not say how many timesteps one inference takes", allowed, "give it with --timesteps"
+            top.file,
+            "does not say how many timesteps one inference takes",
+            allowed,
+            "`stars-deploy export` it with --timesteps",
         )
     content = read_content(top, options.dt)
     nodes, edges = delay_loops(content.nodes, content.edges, options.dt, options.recurrent_delay)
