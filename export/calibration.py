@@ -15,6 +15,7 @@ from stars_deploy.errors import QuantizationError
 from stars_deploy.export.execution import run_float
 from stars_deploy.export.quantization import fit_layer, quantized_input
 from stars_deploy.graph import FloatArray, Parameter, SpikingGraph
+from stars_deploy.lowering.constants import bias_steps
 from stars_deploy.lowering.layers import FloatLayer, FloatProjection, float_layers
 from stars_deploy.lowering.rounding import RoundedLayer, unit_of
 from stars_deploy.quantized import STATE_EXP, IntArray, Population, QuantizedInput, decayed
@@ -182,7 +183,7 @@ class _Stimulus:
     def sums(
         self, layer: FloatLayer, weights: Sequence[FloatArray], incoming: QuantizedInput | None = None
     ) -> FloatArray:
-        """Return what `weights` of the layer's projections make of it, (T or 1, B, *shape), without the bias.
+        """Return what `weights` of the layer's projections make of it, (T or 1, B, *shape), without the biases.
 
         The input is in float, or in the payloads of `incoming`.
         """
@@ -240,6 +241,8 @@ def _best_input(stimulus: _Stimulus, fed: Sequence[FloatLayer], bits: int, input
 def _best_candidate(stimulus: _Stimulus, layer: FloatLayer, incoming: QuantizedInput, bits: int) -> _Candidate:
     """Return the candidate of least current error; of equals, that of the largest share."""
     wanted = stimulus.sums(layer, [item.weight for item in layer.projections]) + layer.bias
+    if layer.current_bias:
+        wanted = wanted + layer.current_bias.values
     size = float(np.sqrt(np.mean(wanted**2))) or 1.0
     best: _Candidate | None = None
     refusals: list[QuantizationError] = []
@@ -250,6 +253,8 @@ def _best_candidate(stimulus: _Stimulus, layer: FloatLayer, incoming: QuantizedI
             refusals.append(refused)
             continue
         sums = stimulus.sums(layer, [item.weight.astype(np.float64) for item in rounded.projections], incoming)
+        if rounded.current_bias:
+            sums = sums + bias_steps(rounded.current_bias)
         current = (sums + rounded.population.bias) / _steps(layer, rounded.population)
         error = float(np.sqrt(np.mean((current - wanted) ** 2))) / size
         if best is None or error < best.error:

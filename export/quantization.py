@@ -25,6 +25,8 @@ from stars_deploy.quantized import BIAS_LIMIT, VTH_NEVER, QuantizedGraph, Quanti
 IMAGE_BITS = 8
 #: Least and largest value that a population sends.
 SPIKE_RANGE = (0, 1)
+#: Most bits of the synapses that are the bias of a current.
+BIAS_BITS = 16
 
 
 def quantize_graph(
@@ -52,16 +54,20 @@ def quantize_graph(
         If the graph does not end in one population, to read out.
     """
     incoming = quantized_input(graph, input_bits)
+    layers = float_layers(graph)
     fitted = [
-        fit_layer(layer, incoming, bits, (shares or {}).get(layer.name, 1.0), graph.timesteps)
-        for layer in float_layers(graph)
+        fit_layer(layer, incoming, bits, (shares or {}).get(layer.name, 1.0), graph.timesteps) for layer in layers
     ]
     precision = Precision(bits=bits, signed=True)
-    rounding = Rounding(
-        input=incoming,
-        scales={layer.population.name: layer.population.scale for layer in fitted},
-        precisions={node.name: precision for node in graph.nodes if isinstance(node, (Conv2d, Linear))},
-    )
+    scales = {layer.population.name: layer.population.scale for layer in fitted}
+    precisions = {node.name: precision for node in graph.nodes if isinstance(node, (Conv2d, Linear))}
+    drives = [(layer, layer.current_bias) for layer in layers if layer.current_bias]
+    if drives:
+        constant = drives[0][1]
+        scales = {constant.source: 1.0, **scales}
+        precisions = {constant.feed: precision, **precisions}
+        precisions.update({bias.name: _bias_precision(layer, incoming, bits) for layer, bias in drives})
+    rounding = Rounding(input=incoming, scales=scales, precisions=precisions)
     built = round_graph(graph, rounding)
     prove_bounds(built)
     return built
@@ -111,7 +117,9 @@ def fit_layer(layer: FloatLayer, incoming: QuantizedInput, bits: int, share: flo
         raise QuantizationError(f"{layer.name}, share", share, "more than 0, at most 1")
     precision = Precision(bits=bits, signed=True)
     precisions = {projection.name: precision for projection in layer.projections}
-    scale = _largest_scale(layer, incoming, precision.high, share)
+    if layer.current_bias:
+        precisions[layer.current_bias.name] = _bias_precision(layer, incoming, bits)
+    scale = _largest_scale(layer, incoming, bits, share)
     # Nearly always the first or second try fits. Saturated weights do not shrink with the scale, so that `used` may
     # hardly fall: the falling second factor ends the search in any case, with weights or a threshold that round to 0.
     for attempt in itertools.count():
@@ -125,21 +133,35 @@ def fit_layer(layer: FloatLayer, incoming: QuantizedInput, bits: int, share: flo
 
 def _utilization(layer: RoundedLayer, incoming: QuantizedInput, timesteps: int) -> float:
     pixels = (incoming.precision.low, incoming.precision.high)
-    entering = ((item, pixels if item.source == incoming.name else SPIKE_RANGE) for item in layer.projections)
+    synapses = (*layer.projections, *((layer.current_bias,) if layer.current_bias else ()))
+    entering = ((item, pixels if item.source == incoming.name else SPIKE_RANGE) for item in synapses)
     return bound_layer(layer.population, entering, timesteps).utilization
 
 
-def _largest_scale(layer: FloatLayer, incoming: QuantizedInput, largest: int, share: float) -> float:
-    """Return the largest scale at which the largest weights (at most `largest`), bias and threshold are all in range.
+def _bias_precision(layer: FloatLayer, incoming: QuantizedInput, bits: int) -> Precision:
+    """Return the precision of the synapses that are the bias of a layer's current: as wide as what it is added to.
+
+    A weight of an image is multiplied by payloads; that of a neuron that fires is not, and would leave the former no
+    steps in the same bits. 16 bits at most: what files keep.
+    """
+    graded = incoming.precision.bits > 1 and any(item.source == incoming.name for item in layer.projections)
+    return Precision(bits=min(bits + incoming.precision.bits, BIAS_BITS) if graded else bits, signed=True)
+
+
+def _largest_scale(layer: FloatLayer, incoming: QuantizedInput, bits: int, share: float) -> float:
+    """Return the largest scale at which the largest weights, biases and threshold are all in range.
 
     A weight of 1 in float is ``scale / unit`` steps, because graded input arrives already multiplied by its unit.
     """
     limits = []
+    largest = Precision(bits=bits, signed=True).high
     for projection in layer.projections:
         if projection.largest == 0:
             allowed, remedy = "at least one other weight", "remove the layer, or train it"
             raise QuantizationError(projection.name, "all weights are 0", allowed, remedy)
         limits.append(unit_of(projection, incoming) * largest / share / projection.largest)
+    if layer.current_bias:
+        limits.append(_bias_precision(layer, incoming, bits).high / share / layer.current_bias.largest)
     largest_bias = float(np.abs(layer.bias).max())
     if largest_bias > 0:
         limits.append((BIAS_LIMIT - 1) / largest_bias)

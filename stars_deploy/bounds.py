@@ -17,6 +17,7 @@ from stars_deploy.errors import QuantizationError
 from stars_deploy.quantized import (
     STATE_EXP,
     STATE_LIMIT,
+    DenseProjection,
     IntArray,
     Population,
     Projection,
@@ -112,7 +113,7 @@ def bound_layer(
     """
     low = high = np.zeros(population.shape, np.int64)
     for projection, (least, largest) in entering:
-        negative, positive = (_per_output(projection, part) for part in signed_sums(projection))
+        negative, positive = _signed_maps(projection, population.shape)
         low = low + negative * largest + positive * least
         high = high + positive * largest + negative * least
     return _bound_states(population, low, high, timesteps, image)
@@ -176,6 +177,19 @@ def signed_sums(projection: Projection) -> tuple[IntArray, IntArray]:
     return np.minimum(rows, 0).sum(1), np.maximum(rows, 0).sum(1)
 
 
-def _per_output(projection: Projection, values: IntArray) -> IntArray:
-    """Shape (out,) so that it broadcasts over (out, H, W) or (out,)."""
-    return values.reshape(-1, 1, 1) if projection.weight.ndim == 4 else values
+def _signed_maps(projection: Projection, shape: tuple[int, ...]) -> tuple[IntArray, IntArray]:
+    """Return the sums of :func:`signed_sums` so that they broadcast over `shape`, that of the target.
+
+    Where the source is one place, each neuron sees it with one weight of the kernel, and the sums are for each neuron.
+    """
+    if isinstance(projection, DenseProjection):
+        return signed_sums(projection)
+    sizes, padding = projection.weight.shape[2:], projection.padding
+    plain = projection.stride == projection.dilation == (1, 1)
+    places = [shape[axis + 1] + sizes[axis] - 1 - 2 * padding[axis] for axis in (0, 1)]
+    if plain and places == [1, 1] and all(padding[axis] < sizes[axis] for axis in (0, 1)):
+        rows, columns = (padding[axis] - np.arange(shape[axis + 1]) for axis in (0, 1))
+        seen = projection.weight[:, :, rows[:, np.newaxis], columns]
+        return np.minimum(seen, 0).sum(1), np.maximum(seen, 0).sum(1)
+    negative, positive = signed_sums(projection)
+    return negative.reshape(-1, 1, 1), positive.reshape(-1, 1, 1)

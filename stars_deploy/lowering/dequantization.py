@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Union
 
 import numpy as np
@@ -29,9 +29,10 @@ from stars_deploy.graph import (
     SpikingGraph,
 )
 from stars_deploy.lowering.chains import fresh_name, require_one_end
+from stars_deploy.lowering.composition import identity
 from stars_deploy.lowering.layers import per_output
 from stars_deploy.lowering.neurons import membrane_gain
-from stars_deploy.lowering.rounding import check_plain, check_scale
+from stars_deploy.lowering.rounding import check_linear, check_scale
 from stars_deploy.populations import IntArray
 from stars_deploy.quantized import DECAY_ONE, ConvProjection, DenseProjection, Population, Projection, QuantizedGraph
 
@@ -48,8 +49,9 @@ def dequantize(graph: QuantizedGraph, dt: float = 1e-3) -> SpikingGraph:
     """Return the float graph that `graph` is the rounding of, at ``rounding_of(graph)``.
 
     It is in canonical form, with two exceptions: a convolution's bias is (C, H, W) where that of its population differs
-    within a channel, and gains are a power of two times the time constants where decays do. Resets have no float word;
-    they are part of the rounding.
+    within a channel, and gains are a power of two times the time constants where decays do. An image that sets biases
+    feeds that population through an identity, with its scale as weight and its offset as bias. Resets have no float
+    word; they are part of the rounding.
 
     Parameters
     ----------
@@ -60,18 +62,24 @@ def dequantize(graph: QuantizedGraph, dt: float = 1e-3) -> SpikingGraph:
     Raises
     ------
     QuantizationError
-        Naming what a float graph cannot say, or cannot be rounded to: an input that is a bias or has an offset, scales
+        Naming what a float graph cannot say, or cannot be rounded to: spikes with an offset, an image that biases a
+        population whose current lasts, scales
         that are not positive, thresholds of 0, projections of zeros or of weights beyond 2**20, delays of each synapse,
         two parts of one name, floats beyond 32 bits, or an output that is not the last.
     GraphError
-        Naming a population that the input does not reach, or that does not lead to the output.
+        Naming a population that the input does not reach, or that does not lead to the output; or a flat image of more
+        than 2048 pixels that sets biases.
     """
-    check_plain(graph.input)
+    check_linear(graph.input)
     _check_names(graph)
     parts = {population.name: _part(graph, population, dt) for population in graph.populations}
     nodes: list[_Made] = [_input(graph)]
     edges: list[tuple[str, str]] = []
     taken = {graph.input.name, *parts, *(item.name for item in graph.projections)}
+    if graph.input.biases:
+        shown = _image_projection(graph, parts[graph.input.biases], taken)
+        nodes.append(shown)
+        edges.extend([(graph.input.name, shown.name), (shown.name, graph.input.biases)])
     for projection in graph.projections:
         delay = _delay(graph, projection, dt, taken)
         chain = [*delay, _projection(graph, projection, parts[projection.target])]
@@ -116,7 +124,7 @@ def _checked_output(made: SpikingGraph, graph: QuantizedGraph) -> SpikingGraph:
 
 def _input(graph: QuantizedGraph) -> Input:
     source = graph.input
-    low, high = (value / source.scale for value in (source.precision.low, source.precision.high))
+    low, high = ((value - source.offset) / source.scale for value in (source.precision.low, source.precision.high))
     return Input(name=source.name, shape=tuple(source.shape), low=low, high=high)
 
 
@@ -153,7 +161,10 @@ def _part(graph: QuantizedGraph, population: Population, dt: float) -> _Part:
 def _is_even(graph: QuantizedGraph, population: Population) -> bool:
     """Whether decays are the same wherever projections share their weights."""
     decays = (population.decay_u, population.decay_v)
-    return all(per_output(decay, item.weight) is not None for item in graph.into(population.name) for decay in decays)
+    weights = [item.weight for item in graph.into(population.name)]
+    if graph.input.biases == population.name:
+        weights.append(np.zeros((population.shape[0], *[1] * len(population.shape))))
+    return all(per_output(decay, weight) is not None for weight in weights for decay in decays)
 
 
 def _time_constant(decay: int | IntArray, dt: float) -> Parameter:
@@ -183,6 +194,18 @@ def _delay(graph: QuantizedGraph, projection: Projection, dt: float, taken: set[
     return (Delay(name=fresh_name(f"{projection.name}_delay", taken), delay=steps * dt),)
 
 
+def _image_projection(graph: QuantizedGraph, part: _Part, taken: set[str]) -> Conv2d | Linear:
+    """Return the identity that adds to the membrane what an image that sets biases does."""
+    source, population = graph.input, part.population
+    if population.leaks_current:
+        got = f"is the bias of {population.name}, whose current lasts"
+        raise QuantizationError(source.name, got, "decay_u of 4096: in float, pixels enter the current")
+    node = identity(fresh_name(f"{population.name}.image", taken), population.shape).node
+    steps = population.scale * np.asarray(per_output(part.gain, node.weight), np.float64)
+    bias = source.offset / steps.reshape(-1)
+    return replace(node, weight=node.weight * (source.scale / steps), bias=np.broadcast_to(bias, node.bias.shape))
+
+
 def _projection(graph: QuantizedGraph, projection: Projection, part: _Part) -> Conv2d | Linear:
     """Undo gain and scale; the first projection into a population has all of its bias."""
     population, scale = part.population, part.population.scale
@@ -194,7 +217,7 @@ def _projection(graph: QuantizedGraph, projection: Projection, part: _Part) -> C
         got = f"a weight of {largest}"
         raise QuantizationError(f"{projection.name}.weight", got, f"at most {LARGEST_WEIGHT}: float32 loses others")
     unit = graph.input.scale if projection.source == graph.input.name else 1.0
-    first = graph.into(population.name)[0].name == projection.name
+    first = graph.into(population.name)[0].name == projection.name  # an image that is the bias leaves it 0
     # The bias of a current's population is its leak potential.
     own = population.bias if first and not isinstance(part.neuron, CubaLIF) else np.zeros_like(population.bias)
     gain = np.asarray(per_output(part.gain, weight), np.float64)

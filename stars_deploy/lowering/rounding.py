@@ -2,21 +2,24 @@
 
 With the scale S of a population [LSB per unit of its potential]: a weight is ``rint(w S / unit)`` with the gain of the
 population in ``w`` and the input's scale as ``unit`` of what comes from there (1 otherwise), a bias ``rint(b S)``, a
-threshold ``rint(threshold S)``, a decay ``rint(4096 leak)``.
+threshold ``rint(threshold S)``, a decay ``rint(4096 leak)``. A bias of a current is a weight from a neuron that always
+fires (:mod:`stars_deploy.lowering.constants`); an input that sets biases is in float an identity projection.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
 from stars_deploy.errors import QuantizationError
-from stars_deploy.graph import Linear, SpikingGraph
+from stars_deploy.graph import FloatArray, Linear, SpikingGraph
+from stars_deploy.lowering.constants import always_firing, bias_projection, zero_projection
 from stars_deploy.lowering.layers import FloatLayer, FloatProjection, float_layers
+from stars_deploy.lowering.neurons import brief
 from stars_deploy.precision import Precision, check_range
 from stars_deploy.quantized import (
     BIAS_LIMIT,
@@ -31,6 +34,9 @@ from stars_deploy.quantized import (
     QuantizedInput,
 )
 
+#: How exactly an identity adds what an input that sets biases says it does: it went through several float32.
+IMAGE_NOISE = 1e-5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rounding:
@@ -39,11 +45,13 @@ class Rounding:
     Parameters
     ----------
     input : QuantizedInput
-        Precision and scale of the payloads; its offset is 0, and it biases no population.
+        Precision and scale of the payloads; its offset is 0 unless it biases a population.
     scales : mapping of str to float
-        For each population, steps [LSB] for one unit of its float potential; in the order of the integer graph.
+        For each population, steps [LSB] for one unit of its float potential; in the order of the integer graph. The
+        neuron that drives biases of currents is one of them.
     precisions : mapping of str to Precision
-        Of each projection's weights; in the order of the integer graph.
+        Of each projection's weights; in the order of the integer graph. Without the projection that stands for an input
+        that sets biases; with those from and to the neuron that drives biases of currents.
     resets : mapping of str to (int, int)
         ``reset_interval`` and ``reset_offset`` of the populations that have them [timesteps].
     """
@@ -56,10 +64,11 @@ class Rounding:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundedLayer:
-    """A population in integers, with the projections that enter it."""
+    """A population in integers, with the projections that enter it and the one that is the bias of its current."""
 
     population: Population
     projections: tuple[Projection, ...]
+    current_bias: Projection | None = None
 
 
 def rounding_of(graph: QuantizedGraph) -> Rounding:
@@ -86,21 +95,35 @@ def round_graph(graph: SpikingGraph, rounding: Rounding) -> QuantizedGraph:
     ------
     QuantizationError
         If the graph is not lowered (see :func:`~stars_deploy.lowering.layers.float_layers`), `rounding` is for another
-        graph, a scale is not a positive number, or a layer does not fit the chip's ranges at its scale.
+        graph, a scale is not a positive number, a layer does not fit the chip's ranges at its scale, or an input that
+        sets biases is not that in `graph`.
     GraphError
         If the order of `rounding` is none that the network can be executed in.
     """
     layers = {layer.name: layer for layer in float_layers(graph)}
     _check_input(graph, rounding.input)
-    _check_names("scales", rounding.scales, layers)
+    drives = [layer.current_bias for layer in layers.values() if layer.current_bias]
+    constants = [drives[0].source] if drives else []
+    everyone = [*layers, *constants]
+    _check_names("scales", rounding.scales, everyone)
+    if rounding.input.biases:
+        _detach_image(layers, rounding)
     names = [projection.name for layer in layers.values() for projection in layer.projections]
+    names += [name for bias in drives for name in (bias.feed, bias.name)]
     _check_names("precisions", rounding.precisions, names)
-    _check_names("resets", {**dict.fromkeys(layers), **rounding.resets}, layers)
-    rounded = [round_layer(layers[name], rounding) for name in rounding.scales]
-    projections = {projection.name: projection for layer in rounded for projection in layer.projections}
+    _check_names("resets", {**dict.fromkeys(everyone), **rounding.resets}, everyone)
+    rounded = {name: round_layer(layer, rounding) for name, layer in layers.items()}
+    if drives:
+        name, feed = drives[0].source, drives[0].feed
+        spatial = any(layer.current_bias and len(layer.shape) > 1 for layer in layers.values())
+        neuron = always_firing(name, spatial, rounding.scales[name], *rounding.resets.get(name, (0, 0)))
+        silent = zero_projection(feed, rounding.input, neuron, rounding.precisions[feed])
+        rounded[name] = RoundedLayer(population=neuron, projections=(silent,))
+    entering = [item for layer in rounded.values() for item in (*layer.projections, layer.current_bias) if item]
+    projections = {projection.name: projection for projection in entering}
     return QuantizedGraph(
         input=rounding.input,
-        populations=tuple(layer.population for layer in rounded),
+        populations=tuple(rounded[name].population for name in rounding.scales),
         projections=tuple(projections[name] for name in rounding.precisions),
         timesteps=graph.timesteps,
         labels=graph.labels,
@@ -134,7 +157,12 @@ def round_layer(layer: FloatLayer, rounding: Rounding) -> RoundedLayer:
         _projection(item, layer.name, rounding.precisions[item.name], scale / unit_of(item, rounding.input))
         for item in layer.projections
     )
-    return RoundedLayer(population=population, projections=tuple(projections))
+    bias = layer.current_bias
+    return RoundedLayer(
+        population=population,
+        projections=tuple(projections),
+        current_bias=bias_projection(bias, layer.name, scale, rounding.precisions[bias.name]) if bias else None,
+    )
 
 
 def unit_of(projection: FloatProjection, incoming: QuantizedInput) -> float:
@@ -148,26 +176,63 @@ def check_scale(scale: float, where: str) -> None:
         raise QuantizationError(f"{where}.scale", scale, "a positive number [LSB per unit]")
 
 
-def check_plain(source: QuantizedInput) -> None:
-    """Refuse an input whose payloads are no multiples of its pixels, or no spikes.
+def check_linear(source: QuantizedInput) -> None:
+    """Refuse an input of spikes or payloads that are no multiples of its pixels; a bias may have an offset.
 
     Raises
     ------
     QuantizationError
-        If it biases a population, has an offset, or its scale is not a positive number.
+        If it has an offset and biases no population, or its scale is not a positive number.
     """
-    if source.biases:
-        raise QuantizationError(source.name, f"is the bias of {source.biases}", "an input of spikes or graded payloads")
-    if source.offset:
+    if source.offset and not source.biases:
         raise QuantizationError(f"{source.name}.offset", source.offset, "0: a float graph has no word for it")
     check_scale(source.scale, source.name)
 
 
 def _check_input(graph: SpikingGraph, source: QuantizedInput) -> None:
-    check_plain(source)
+    check_linear(source)
     if (graph.input.name, tuple(graph.input.shape)) != (source.name, tuple(source.shape)):
         got = f"the input {source.name} of shape {source.shape}"
         raise QuantizationError("rounding", got, f"{graph.input.name} of shape {graph.input.shape}")
+
+
+def _detach_image(layers: dict[str, FloatLayer], rounding: Rounding) -> None:
+    """Take the identity that leads the image to the population that it biases out of `layers`.
+
+    Of that layer only the neuron stays: the image is its bias, whatever the integers of the identity would be.
+    """
+    source, name = rounding.input, rounding.input.biases
+    fed = [(layer.name, item) for layer in layers.values() for item in layer.projections if item.source == source.name]
+    if [target for target, _ in fed] != [name]:
+        got = f"feeds {', '.join(target for target, _ in fed)}"
+        raise QuantizationError(source.name, got, f"{name} alone, whose bias it is, by one projection")
+    if any(layer.current_bias for layer in layers.values()):
+        got, allowed = "is a bias, and a current has another", "no bias into the current of a CubaLIF"
+        raise QuantizationError(source.name, got, allowed)
+    layer, item, scale = layers[name], fed[0][1], rounding.scales[name]
+    each = _diagonal(item, source.shape)
+    if each is None or np.any(item.delay) or np.any(np.not_equal(layer.leak_u, 1)):
+        got = f"with a delay, a kernel, or a current of {name} that lasts"
+        raise QuantizationError(item.name, got, f"each pixel into its neuron, since {source.name} is the bias of {name}")
+    pairs = ((each * scale, source.scale), (layer.bias * scale, source.offset))
+    if any(np.abs(found - stated).max() > IMAGE_NOISE * max(abs(stated), 1.0) for found, stated in pairs):
+        raise QuantizationError(
+            item.name,
+            f"pixels times {brief(each * scale)}, plus {brief(layer.bias * scale)}",
+            f"{source.scale:g} and {source.offset:g} [LSB], as {source.name} says",
+        )
+    others = tuple(other for other in layer.projections if other is not item)
+    layers[name] = replace(layer, projections=others, bias=np.zeros(layer.shape))
+
+
+def _diagonal(item: FloatProjection, shape: tuple[int, ...]) -> FloatArray | None:
+    """Return the weight from each element of the source to the same one of the target, if there are no others."""
+    node, weight = item.node, item.weight
+    if isinstance(node, Linear):
+        each = np.diagonal(weight)
+        return each if weight.shape[0] == weight.shape[1] and np.count_nonzero(weight) == len(each) else None
+    single = weight.shape == (shape[0], 1, 1, 1) and node.groups == shape[0]
+    return weight.reshape(-1) if single and node.stride == (1, 1) and node.padding == (0, 0) else None
 
 
 def _check_names(what: str, given: Iterable[str], known: Iterable[str]) -> None:
