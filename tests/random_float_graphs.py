@@ -180,7 +180,7 @@ class _Builder:
     def _kind(self, plain, end):
         if plain and end not in self.biased:
             return CubaLIF
-        return KINDS[str(self.rng.choice([kind for kind in self.kept.kinds if kind != "CubaLIF"] or ["LIF"]))]
+        return KINDS[str(self.rng.choice(self.kept.kinds))]
 
     def _chain(self, sources, plain):
         """Add nodes behind the sum of `sources`, one projection among them or none; return the last."""

@@ -36,7 +36,6 @@ EXCLUDED = {
     ("netx", "wide weights"): "acts as -256 in Lava",
     ("netx", "wraps and clips"): "Lava's integers wrap",
     ("nir", "synaptic delays"): "one delay for each source",
-    ("nir", "image as bias"): "is the bias of first",
     ("nir", "extreme thresholds"): "a float threshold lies above the reset",
 }
 

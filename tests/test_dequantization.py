@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stars_deploy.bounds import find_overflow
-from stars_deploy.errors import QuantizationError, StarsDeployError
+from stars_deploy.errors import GraphError, QuantizationError, StarsDeployError
 from stars_deploy.export.execution import run_float
 from stars_deploy.graph import IF, LI, LIF, Conv2d, CubaLIF, Integrator
 from stars_deploy.lowering.dequantization import dequantize
@@ -29,10 +29,11 @@ from stars_deploy.quantized import (
     QuantizedInput,
     find_difference,
 )
+from stars_deploy.targets.nir_graph import NirTarget
 from stars_deploy.targets.reference import run_reference
 
 #: What dequantize may refuse, as it says it.
-REASONS = ("is the bias of", "all weights are 0", "at least 1 step", "differs between synapses of one source",
+REASONS = ("whose current lasts", "all weights are 0", "at least 1 step", "differs between synapses of one source",
            "ends in", "leads nowhere", "the last population to be executed")  # fmt: skip
 
 
@@ -99,13 +100,14 @@ def test_the_float_network_spikes_as_the_integer_network_does():
     narrow = st.sampled_from([(1, False), (4, False), (8, True)])
 
     @settings(max_examples=400, deadline=None, database=None, derandomize=True)
-    @given(random_graphs.graphs(decays="plain", resets=False, payload=narrow, biased_by_image=False), st.booleans())
+    @given(random_graphs.graphs(decays="plain", resets=False, payload=narrow), st.booleans())
     def check(drawn, reads_potentials):
         graph, images = drawn
         whole = [replace(item, decay_u=4096, scale=2.0**index) for index, item in enumerate(graph.populations)]
         if reads_potentials:
             whole[-1] = replace(whole[-1], vth=VTH_NEVER)
-        graph = replace(graph, populations=tuple(whole), input=replace(graph.input, scale=16.0))
+        graph = replace(graph, populations=tuple(whole), input=replace(graph.input, scale=16.0, offset=0.0))
+        seen["biases"] += bool(graph.input.biases)
         try:
             made = dequantize(graph, dt=2.0**-10)
         except StarsDeployError:
@@ -125,6 +127,7 @@ def test_the_float_network_spikes_as_the_integer_network_does():
     check()
     assert seen["spikes"] > 500, seen
     assert seen["potentials"] >= 10, seen
+    assert seen["biases"] >= 10, seen
 
 
 SHAPE = (2, 4, 3)
@@ -254,14 +257,23 @@ def swapped(graph, **projections):
 
 
 WIDE = Precision(bits=24, signed=True)
-BIAS = QuantizedInput(name="image", shape=SHAPE, precision=Precision(bits=16, signed=True), biases="n")
+BIAS = QuantizedInput(
+    name="image", shape=SHAPE, precision=Precision(bits=16, signed=True), scale=37.0, offset=-5.0, biases="n"
+)
+
+
+def shown(**options):
+    """The small network behind an image that sets biases, and that population's own loop."""
+    graph = plain(bias=np.zeros(SHAPE, int), **options)
+    loop = ConvProjection(name="n.image", source="n", target="n", weight=np.full((2, 2, 1, 1), -9), delay=1)
+    return replace(graph, input=BIAS, projections=(loop, graph.projections[1]))
 
 
 @pytest.mark.parametrize(
     ("graph", "message"),
     [
-        (replace(plain(bias=np.zeros(SHAPE, int)), input=BIAS, projections=small().projections[1:]),
-         "image: is the bias of n; allowed: an input of spikes"),
+        (shown(decay_u=4095), "image: is the bias of n, whose current lasts; allowed: decay_u of 4096"),
+        (replace(shown(), input=replace(BIAS, scale=-3.0)), "image.scale: -3.0; allowed: a positive number"),
         (replace(small(), input=replace(small().input, offset=0.5)), "image.offset: 0.5; allowed: 0"),
         (replace(small(), input=replace(small().input, scale=0.0)), "image.scale: 0.0; allowed: a positive number"),
         (plain(scale=-1.0), "n.scale: -1.0; allowed: a positive number"),
@@ -281,6 +293,37 @@ BIAS = QuantizedInput(name="image", shape=SHAPE, precision=Precision(bits=16, si
 def test_what_a_float_graph_cannot_say_is_refused_by_name(graph, message):
     with pytest.raises(QuantizationError, match=message):
         dequantize(graph)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"decay_v": 1024}, {"decay_v": small().populations[0].decay_v}, {"vth": VTH_NEVER - 1}]
+)
+def test_an_image_that_sets_biases_is_an_identity(options):
+    graph = shown(**options)
+    made = dequantize(graph)
+    node = made.node("n.image.1")
+    assert (made.sources(node.name), made.targets(node.name)) == (("image",), ("n",))
+    assert (node.weight.shape, node.groups, node.bias.shape) == ((2, 1, 1, 1), 2, (2,))
+    for way in (made, through_float32(made), canonicalize(made)):
+        assert find_difference(rounded_again(way, graph), graph) == ""
+    images = np.random.default_rng(4).uniform(-1, 3, (5, *SHAPE))
+    record, reference = run_float(made, images), run_reference(graph, BIAS.quantize(images))
+    if not options:  # nothing is truncated but pixels
+        assert 0.05 < record.rate("n") < 0.95
+        assert np.mean(record.values["n"] != reference.spikes["n"]) < 0.03
+
+
+def test_a_flat_image_that_sets_biases_is_a_small_identity():
+    neurons = Population(name="n", shape=(7,), bias=np.zeros(7, int), vth=99, decay_v=512, scale=3.0)
+    source = QuantizedInput(name="x", shape=(7,), precision=BIAS.precision, scale=11.0, offset=4.0, biases="n")
+    graph = QuantizedGraph(input=source, populations=(neurons,), projections=(), timesteps=3)
+    made = dequantize(graph)
+    assert find_difference(rounded_again(through_float32(made), graph), graph) == ""
+    np.testing.assert_allclose(np.diag(made.node("n.image").weight) / 8 * 3, 11.0)
+    np.testing.assert_allclose(made.node("n.image").bias / 8 * 3, 4.0)
+    wide = Population(name="n", shape=(2049,), bias=np.zeros(2049, int), vth=99)
+    with pytest.raises(GraphError, match=r"n\.image: would need 4198401 weights"):
+        dequantize(replace(graph, input=replace(source, shape=(2049,)), populations=(wide,)))
 
 
 def test_weights_of_twenty_bits_come_back():
@@ -321,12 +364,18 @@ def test_an_output_that_others_come_after_is_refused():
 
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["tiny.net", "pilotnet_lif.net"])
-def test_real_networks_come_back(shared, name):
+def test_real_networks_come_back(shared, name, tmp_path):
     from stars_deploy.targets.netx_reader import read_netx
 
     graph = read_netx(shared / "networks" / name, 4)
-    with pytest.raises(QuantizationError, match="is the bias of input"):
-        dequantize(graph)
+    made = dequantize(graph)
+    assert (made.node("input.image").groups, made.input.low) == (3, (-(2**15) - graph.input.offset) / graph.input.scale)
+    assert find_difference(rounded_again(through_float32(made), graph), graph) == ""
+    assert find_difference(rounded_again(canonicalize(made), graph), graph) == ""
+    NirTarget().write(graph, tmp_path / "m.nir")
+    again = NirTarget().read(tmp_path / "m.nir", 4)
+    assert find_difference(again, graph) == ""
+    assert again.input == graph.input  # its offset, too
     # Behind the image that is a bias they are networks of graded or binary input.
     first, *others = graph.populations
     source = QuantizedInput(name=first.name, shape=first.shape, precision=Precision(bits=1, signed=False), scale=1.0)

@@ -42,7 +42,8 @@ def stepped(graph, frames):
                 if step >= delay:
                     source[:, element] = sent[item.source][step - delay].reshape(source.shape)[:, element]
             total += item.project(item.weight, source.reshape(-1, *graph.shapes[item.source]))
-        u[layer.name] = (1 - layer.leak_u) * u[layer.name] + total
+        drive = layer.current_bias.values if layer.current_bias else 0.0
+        u[layer.name] = (1 - layer.leak_u) * u[layer.name] + total + drive
         v[layer.name] = (1 - layer.leak_v) * v[layer.name] + u[layer.name] + layer.bias
         spikes = v[layer.name] > (np.inf if layer.threshold is None else layer.threshold)
         v[layer.name] = np.where(spikes, 0, v[layer.name])
@@ -62,6 +63,19 @@ def test_layers_do_what_the_float_graph_does(kinds, each):
             assert 0.05 < record.rate(name) < 0.95
             assert np.array_equal(sent[name], record.values[name])
         np.testing.assert_allclose(potential / 7, record.logits, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kinds", [(LIF, CubaLIF, CubaLIF), (CubaLIF,) * 3])
+def test_biases_of_currents_do_what_they_do_in_the_float_graph(kinds):
+    rng = np.random.default_rng(8)
+    graph = network(3, kinds, Integrator)
+    biases = {name: {"bias": rng.normal(0.05, 0.1, graph.node(name).bias.shape)} for name in ("conv2", "skip", "dense")}
+    graph = changed(graph, **biases)
+    frames = np.broadcast_to(images(), (graph.timesteps, *images().shape))
+    record, (sent, _) = run_float(graph, frames), stepped(graph, frames)
+    for name in FIRING:
+        assert 0.05 < record.rate(name) < 0.95
+        assert np.array_equal(sent[name], record.values[name])
 
 
 @pytest.mark.parametrize(
@@ -210,7 +224,6 @@ UNEVEN = np.arange(1.0, 33.0).reshape(2, 4, 4)
         ([pointwise("a"), lif("x", v_reset=-0.1)], None, "x: .* v_reset -0.1"),
         ([pointwise("a"), IF(name="x", v_reset=-0.1)], None, "x: .* v_reset -0.1"),
         ([pointwise("a"), replace(CUBA, v_reset=-0.1)], None, "x: .* v_reset -0.1"),
-        ([pointwise("a", bias=np.ones(2)), CUBA], None, "a.bias: feeds the current of x; allowed: 0"),
         ([pointwise("a"), lif("x", r=UNEVEN)], None, "x.r: a gain that differs within a channel of a"),
     ],
 )  # fmt: skip

@@ -14,11 +14,16 @@ import nir
 import numpy as np
 import pytest
 
-from stars_deploy.errors import FormatError, GraphError, StarsDeployError
+from stars_deploy.errors import FormatError, StarsDeployError
+from stars_deploy.export.calibration import calibrate_graph
 from stars_deploy.export.execution import apply_node, initial_state, run_float, step_neuron
+from stars_deploy.export.quantization import quantize_graph
 from stars_deploy.graph import IF, LIF, SPIKING, CubaLIF, Delay, Input, SpikingGraph
-from stars_deploy.lowering.passes import lower
+from stars_deploy.lowering.passes import canonicalize, lower
+from stars_deploy.quantized import find_difference
+from stars_deploy.targets import TARGETS
 from stars_deploy.targets.nir_graph.reader import read_nir
+from stars_deploy.targets.reference import run_reference
 
 DATA = Path(__file__).parent / "data" / "nir"
 TIMESTEPS = 12
@@ -48,7 +53,7 @@ UNFAITHFUL = {
     "norse_cuba": (1e-3, 113),
 }
 ALL = {**FAITHFUL, **{name: dt for name, (dt, _) in UNFAITHFUL.items()}}
-#: Files whose projections have a bias into a synaptic current, which no target has a place for.
+#: Files whose projections have a bias into a synaptic current: in integers, synapses from a neuron that always fires.
 CURRENT_BIASES = {"snntorch_rsynaptic", "norse_cuba"}
 
 
@@ -87,7 +92,7 @@ def test_spikes_are_those_of_the_tool_that_wrote_the_file(name):
     assert count_differences(graph, images, spikes) == 0
 
 
-@pytest.mark.parametrize("name", sorted(ALL.keys() - CURRENT_BIASES))
+@pytest.mark.parametrize("name", sorted(ALL))
 def test_lowered_graphs_mean_the_same(name):
     graph = read(name, ALL[name])
     images, _ = recorded(name, graph)
@@ -99,9 +104,33 @@ def test_lowered_graphs_mean_the_same(name):
 
 
 @pytest.mark.parametrize("name", sorted(CURRENT_BIASES))
-def test_a_bias_into_a_current_is_refused_by_name(name):
-    with pytest.raises(GraphError, match=r"bias: up to .* into the current of "):
-        lower(read(name, ALL[name]))
+def test_a_bias_into_a_current_is_kept_in_integers(name, tmp_path):
+    graph = canonicalize(read(name, ALL[name]))
+    images, _ = recorded(name, graph)
+    biased = [n.name for n in graph.nodes if isinstance(n, CubaLIF) and graph.node(graph.sources(n.name)[0]).bias.any()]
+    calibration = calibrate_graph(lower(graph), images, 8, 8)
+    quantized = quantize_graph(lower(graph), 8, calibration.input_bits, calibration.shares)
+    assert [item.name for item in quantized.populations] == ["ones", *(layer.name for layer in calibration.layers)]
+    assert [i.target for i in quantized.projections if i.source == "ones"] == biased and biased
+    assert not any("ones" in text for text in calibration.warnings)
+    assert all(layer.current_error < 0.07 for layer in calibration.layers)
+    record, made = run_float(graph, images), run_reference(quantized, quantized.input.quantize(images))
+    assert made.spikes["ones"].all()
+    for layer in calibration.layers:
+        assert abs(made.spikes[layer.name].mean() - record.rate(layer.name)) < 0.05
+    assert record.rate(biased[0]) > 0.05
+    # The file of the float graph gives the integers back, bit by bit.
+    TARGETS["nir"].write(quantized, tmp_path / "m.nir", origin=graph)
+    assert find_difference(TARGETS["nir"].read(tmp_path / "m.nir", TIMESTEPS), quantized) == ""
+    # Without the bias it is another network.
+    silent = [
+        dataclasses.replace(item, weight=0 * item.weight) if item.source == "ones" else item
+        for item in quantized.projections
+    ]
+    other = run_reference(
+        dataclasses.replace(quantized, projections=tuple(silent)), quantized.input.quantize(images)
+    ).spikes[biased[0]]
+    assert np.mean(other != record.values[biased[0]]) > 2 * np.mean(made.spikes[biased[0]] != record.values[biased[0]])
 
 
 @pytest.mark.parametrize("name", UNFAITHFUL)

@@ -18,6 +18,7 @@ from onnx_files import reference_counts, written
 from random_graphs import Traits, graphs, random_graph
 
 from stars_deploy.errors import FormatError, TargetError
+from stars_deploy.graph import Input, Integrator, Linear, Normalize, SpikingGraph
 from stars_deploy.precision import Precision
 from stars_deploy.quantized import DenseProjection, Population, QuantizedGraph, QuantizedInput, find_difference
 from stars_deploy.targets.base import compare_records
@@ -185,6 +186,34 @@ def test_metadata_tells_a_stranger_what_is_needed(tmp_path, small_chain):
     assert {state["input"] for state in states} == inputs - {"image"}
     assert {state["output"] for state in states} <= outputs
     assert "trunc" in props["semantics"]
+
+
+def test_metadata_notes_dt_and_the_normalisation_that_is_folded_in(tmp_path, small_chain):
+    shape = small_chain.input.shape
+    floats = SpikingGraph(
+        nodes=(
+            Input(name="image", shape=shape),
+            Normalize(name="norm", mean=np.array([0.25, 0.5]), std=np.array([0.5, 2.0])),
+            Linear(name="dense", weight=np.ones((3, int(np.prod(shape)))), bias=np.zeros(3)),
+            Integrator(name="readout"),
+        ),
+        edges=(("image", "norm"), ("norm", "dense"), ("dense", "readout")),
+        dt=2e-3,
+    )
+    found = []
+    for origin in (floats, None):
+        TARGET.write(small_chain, tmp_path / "m.onnx", origin)
+        assert find_difference(read_onnx(tmp_path / "m.onnx").graph, small_chain) == ""
+        model = onnx.load(tmp_path / "m.onnx")
+        props = {entry.key: entry.value for entry in model.metadata_props}
+        found.append((json.loads(props["dt"]), json.loads(props["normalization"])))
+    assert found == [(2e-3, {"mean": [0.25, 0.5], "std": [0.5, 2.0], "folded": True}), (None, None)]
+    for key, value in (("dt", '"soon"'), ("normalization", '{"mean": 1}'), ("normalization", "[1]"), ("versions", "3")):
+        damaged = onnx.load(tmp_path / "m.onnx")
+        next(entry for entry in damaged.metadata_props if entry.key == key).value = value
+        (tmp_path / "damaged.onnx").write_bytes(damaged.SerializeToString())
+        with pytest.raises(FormatError, match="damaged description"):
+            read_onnx(tmp_path / "damaged.onnx")
 
 
 def test_model_is_at_most_a_third_larger_than_its_weights(tmp_path, make_chain):

@@ -239,16 +239,13 @@ def test_a_reset_away_from_rest_is_refused(kind):
             lower(chained(conv(bias=False), node, *readout()))
 
 
-def test_a_bias_into_a_lasting_current_is_refused_by_name():
+def test_a_bias_stays_in_a_current_that_lasts():
     cuba = CubaLIF(name="a", tau_syn=2 * DT, tau_mem=4 * DT, r=4.0, w_in=2.0, v_leak=0.3, v_threshold=0.6)
-    graph = chained(conv(), cuba, *readout())
-    with pytest.raises(
-        GraphError, match=r"move_current_biases, conv\.bias: up to 0.\d+ .* into the current of a; allowed: 0"
-    ):
-        lower(graph)
     mixed = replace(cuba, tau_syn=np.where(np.arange(18).reshape(SHAPE) == 4, 2 * DT, DT))
-    with pytest.raises(GraphError, match=r"conv\.bias"):
-        lower(chained(conv(), mixed, *readout()))
+    for neuron in (cuba, mixed):
+        graph = chained(conv(), neuron, *readout())
+        assert_same(graph, lower(graph))
+        assert lower(graph).node("conv").bias.any() and np.all(lower(graph).node("a").v_leak == 0.3)
     plain = chained(conv(bias=False), cuba, *readout())
     assert_same(plain, lower(plain))
     assert lower(plain).node("a").v_leak == 0.3  # of the membrane, where the chip has its biases
@@ -266,6 +263,21 @@ def test_a_bias_into_a_current_of_one_timestep_is_one_of_the_membrane(leak):
     )
     # In float32 the time constant differs from dt by a rounding: it still is one timestep.
     assert_same(canonicalize(graph), lower(canonicalize(graph)), 1e-6)
+
+
+def test_gains_that_float32_makes_differ_leave_a_convolution_one():
+    taus = {"tau_mem": 4 * DT * PLACES, "tau_syn": 1.5 * DT + DT * PLACES}
+    cuba = CubaLIF(name="a", r=4 * PLACES, w_in=1.5 + PLACES, v_threshold=0.6, **taus)
+    graph = canonicalize(chained(conv(), cuba, *readout()))
+    gain = graph.node("a").r * DT / graph.node("a").tau_mem * graph.node("a").w_in * DT / graph.node("a").tau_syn
+    assert 0 < np.ptp(gain) < 1e-6
+    assert [node.name for node in canonicalize(graph).nodes] == ["image", "conv", "a", "fc", "out"]
+    lowered = lower(graph)
+    assert isinstance(lowered.node("conv"), Conv2d) and lowered.shapes["a"] == SHAPE
+    assert_same(graph, lowered, 1e-6)
+    # Beyond what float32 does, it is another gain for each neuron, and those are no convolution.
+    uneven = chained(conv(), replace(cuba, r=4 * PLACES * (1 + 1e-5 * PLACES)), *readout())
+    assert isinstance(lower(uneven).node("conv"), Linear)
 
 
 def test_ranges_are_written_briefly():

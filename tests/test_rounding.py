@@ -126,7 +126,7 @@ def without(mapping, name):
         ({"input": replace(PIXELS, offset=1.0)}, "image.offset: 1.0; allowed: 0"),
         ({"input": replace(PIXELS, scale=-1.0)}, "image.scale: -1.0; allowed: a positive number"),
         ({"input": replace(PIXELS, precision=Precision(bits=16, signed=True), biases="first")},
-         "image: is the bias of first; allowed: an input of spikes"),
+         "image: feeds first, second; allowed: first alone, whose bias it is, by one projection"),
         ({"input": replace(PIXELS, name="picture")}, "rounding: the input picture .*; allowed: image of shape"),
         ({"input": replace(PIXELS, shape=(5, 4, 2))}, r"rounding: the input image of shape \(5, 4, 2\)"),
         ({"scales": {**SCALES, "first": 1.0}}, "first: its weights, bias and accumulator leave 0.4.* its threshold"),

@@ -213,7 +213,9 @@ def _detach_image(layers: dict[str, FloatLayer], rounding: Rounding) -> None:
     each = _diagonal(item, source.shape)
     if each is None or np.any(item.delay) or np.any(np.not_equal(layer.leak_u, 1)):
         got = f"with a delay, a kernel, or a current of {name} that lasts"
-        raise QuantizationError(item.name, got, f"each pixel into its neuron, since {source.name} is the bias of {name}")
+        raise QuantizationError(
+            item.name, got, f"each pixel into its neuron, since {source.name} is the bias of {name}"
+        )
     pairs = ((each * scale, source.scale), (layer.bias * scale, source.offset))
     if any(np.abs(found - stated).max() > IMAGE_NOISE * max(abs(stated), 1.0) for found, stated in pairs):
         raise QuantizationError(

@@ -147,8 +147,8 @@ def _read_foreign(top: GuardedGroup, options: _Options) -> NirFile:
             top.file,
             "does not say how long a timestep is: NIR holds no dt",
             allowed,
-            "`stars-deploy export` it with --dt: 1e-4 for a file of snnTorch or SpikingJelly, 1e-3 of norse, 1 of sinabs (its times are "
-            "in timesteps)",
+            "`stars-deploy export` it with --dt: 1e-4 for a file of snnTorch or SpikingJelly, 1e-3 of norse, 1 of "
+            "sinabs (its times are in timesteps)",
         )
     if options.timesteps is None:
         raise FormatError(

@@ -58,7 +58,7 @@ class OnnxTarget:
 
     def write(self, graph: QuantizedGraph, path: Path, origin: SpikingGraph | None = None) -> None:
         """Write `graph` to `path`; see :func:`~stars_deploy.targets.onnx_model.writer.write_onnx`."""
-        write_onnx(graph, path, self.mode, self.source)
+        write_onnx(graph, path, self.mode, self.source, origin)
 
     def read(self, path: Path, timesteps: int) -> QuantizedGraph:
         """Read `path` back, in whatever mode it is; see :func:`~stars_deploy.targets.onnx_model.reader.read_onnx`."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
 from onnx import GraphProto, helper
 
 from stars_deploy.errors import TargetError
+from stars_deploy.graph import Normalize, SpikingGraph
 from stars_deploy.populations import Population, QuantizedInput
 from stars_deploy.precision import Precision
 from stars_deploy.projections import ConvProjection, Projection
@@ -48,14 +50,50 @@ _LOGITS = {
 }
 
 
-def versions_here() -> dict[str, str]:
-    """Return the versions of what writes a model here."""
-    return {"stars-deploy": importlib.metadata.version("stars-deploy"), "onnx": onnx.__version__}
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a model comes from: nothing that its execution uses.
+
+    Parameters
+    ----------
+    versions : mapping of str to str
+        Of what wrote it.
+    dt : float, optional
+        Length of a timestep of the float network that the integers were rounded from [s].
+    mean, std : tuple of float
+        Normalisation of its input, one number a channel; empty where it has none. It is folded into the first layer.
+    """
+
+    versions: Mapping[str, str]
+    dt: float | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the entries of the metadata."""
+        folded = {"mean": list(self.mean), "std": list(self.std), "folded": True} if self.mean else None
+        return {"dt": self.dt, "normalization": folded, "versions": dict(self.versions)}
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> Origin:
+        """Return what :meth:`describe` described; raises TypeError, KeyError or ValueError for anything else."""
+        folded = content["normalization"]
+        mean, std = ((), ()) if folded is None else (tuple(map(float, folded[name])) for name in ("mean", "std"))
+        dt = content["dt"]
+        return cls(versions=content["versions"], dt=None if dt is None else float(dt), mean=mean, std=std)
 
 
-def describe_model(
-    graph: QuantizedGraph, mode: str, source: str, drawn: GraphProto, versions: Mapping[str, str]
-) -> dict[str, str]:
+def origin_here(floats: SpikingGraph | None) -> Origin:
+    """Return the origin of a model that is written here, of the integers rounded from `floats` if that is known."""
+    versions = {"stars-deploy": importlib.metadata.version("stars-deploy"), "onnx": onnx.__version__}
+    if floats is None:
+        return Origin(versions=versions)
+    first = next((node for node in floats.nodes if isinstance(node, Normalize)), None)
+    mean, std = ((), ()) if first is None else (first.mean.tolist(), first.std.tolist())
+    return Origin(versions=versions, dt=float(floats.dt), mean=tuple(mean), std=tuple(std))
+
+
+def describe_model(graph: QuantizedGraph, mode: str, source: str, drawn: GraphProto, origin: Origin) -> dict[str, str]:
     """Return the metadata of a model by key, JSON except ``semantics``, ``schema``, ``mode`` and the like.
 
     Raises
@@ -71,14 +109,13 @@ def describe_model(
     )
     content: dict[str, Any] = {
         "timesteps": graph.timesteps,
-        "dt": None,
         "labels": list(graph.labels),
         "input": _describe_input(graph.input, source),
         "layers": [_describe_population(population) for population in graph.populations],
         "projections": [_describe_projection(projection) for projection in graph.projections],
         "outputs": outputs,
         "state": _describe_state(drawn) if mode == "step" else [],
-        "versions": dict(versions),
+        **origin.describe(),
     }
     try:
         texts = {key: json.dumps(value, allow_nan=False) for key, value in content.items()}

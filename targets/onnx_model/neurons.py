@@ -113,11 +113,9 @@ def draw_membrane(draw: Drawing, cell: Cell, membrane: str, drive: str) -> tuple
 
 
 def draw_settled(draw: Drawing, cell: Cell, membrane: str) -> str:
-    """Draw the membrane after its reset, int32: 0 where it fired, as :func:`draw_membrane` leaves it elsewhere.
-
-    A Cast to the type that is there already, behind another, makes ONNX Runtime take bits for values: it is left out.
-    """
+    """Draw the membrane after its reset, int32: 0 where it fired, as :func:`draw_membrane` leaves it elsewhere."""
     number, settled = _draw_settled(draw, cell, membrane)
+    # Nothing is drawn where nothing changes: ONNX Runtime 1.23 has gone wrong on a Cast to the type that was there.
     return settled if number == np.int32 else draw.cast(settled, np.int32)
 
 

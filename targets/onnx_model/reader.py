@@ -25,7 +25,7 @@ from stars_deploy.projections import ConvProjection, DenseProjection, Projection
 from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.targets.onnx_model.comparison import find_deviation
 from stars_deploy.targets.onnx_model.frames import channels_first
-from stars_deploy.targets.onnx_model.metadata import SCHEMA, SCHEMA_VERSION
+from stars_deploy.targets.onnx_model.metadata import SCHEMA, SCHEMA_VERSION, Origin
 from stars_deploy.targets.onnx_model.outputs import SOURCES
 from stars_deploy.targets.onnx_model.synapses import delay_name, unpack_dense, unpack_weight, weight_name
 from stars_deploy.targets.onnx_model.writer import MAX_LAYERS, MAX_NEURONS, MAX_TIMESTEPS, MODES, build_model
@@ -82,8 +82,9 @@ def read_onnx(path: Path, timesteps: int | None = None) -> OnnxFile:
     if mode not in MODES or source not in SOURCES:
         raise FormatError(where, f"mode {mode[:80]!r}, source {source[:80]!r}", f"{MODES}, {SOURCES}", _AGAIN)
     try:
-        graph = _Decoder(where, model, {key: json.loads(props[key]) for key in _JSON}).graph()
-        expected = build_model(graph, mode, source, json.loads(props["versions"]))
+        content = {key: json.loads(props[key]) for key in _JSON}
+        graph = _Decoder(where, model, content).graph()
+        expected = build_model(graph, mode, source, Origin.read(content))
     except FormatError:
         raise
     except StarsDeployError as error:
@@ -99,7 +100,7 @@ def read_onnx(path: Path, timesteps: int | None = None) -> OnnxFile:
     return OnnxFile(graph=graph, model=model, mode=mode, source=source)
 
 
-_JSON = ("timesteps", "labels", "input", "layers", "projections", "versions")
+_JSON = ("timesteps", "labels", "input", "layers", "projections", "dt", "normalization", "versions")
 
 
 def _parse(path: Path) -> ModelProto:

@@ -11,10 +11,11 @@ from onnx import GraphProto, ModelProto, helper
 
 from stars_deploy.artifacts import written_whole
 from stars_deploy.errors import TargetError
+from stars_deploy.graph import SpikingGraph
 from stars_deploy.projections import ConvProjection
 from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.targets.onnx_model.drawing import IR_VERSION, OPSET
-from stars_deploy.targets.onnx_model.metadata import PRODUCER, describe_model, versions_here
+from stars_deploy.targets.onnx_model.metadata import PRODUCER, Origin, describe_model, origin_here
 from stars_deploy.targets.onnx_model.outputs import check_image
 from stars_deploy.targets.onnx_model.sequence import build_sequence
 from stars_deploy.targets.onnx_model.step import build_step
@@ -33,7 +34,7 @@ MAX_DELAY = 4096
 MAX_TIMESTEPS = 1 << 16
 
 
-def write_onnx(graph: QuantizedGraph, path: Path, mode: str, source: str) -> None:
+def write_onnx(graph: QuantizedGraph, path: Path, mode: str, source: str, floats: SpikingGraph | None = None) -> None:
     """Write `graph` as a model, whole or not at all; the same graph makes the same bytes.
 
     Parameters
@@ -44,21 +45,23 @@ def write_onnx(graph: QuantizedGraph, path: Path, mode: str, source: str) -> Non
         ``sequence`` or ``step``.
     source : str
         ``image`` or ``payloads``.
+    floats : SpikingGraph, optional
+        What the integers were rounded from: its dt and normalisation are noted in the metadata.
 
     Raises
     ------
     TargetError
         Naming what cannot be computed exactly, or is too large.
     """
-    model = build_model(graph, mode, source, versions_here())
+    model = build_model(graph, mode, source, origin_here(floats))
     onnx.checker.check_model(model, full_check=True)
     content = model.SerializeToString(deterministic=True)
     with written_whole(path) as draft:
         draft.write_bytes(content)
 
 
-def build_model(graph: QuantizedGraph, mode: str, source: str, versions: Mapping[str, str]) -> ModelProto:
-    """Return the model of `graph`, written by `versions` of stars-deploy and onnx.
+def build_model(graph: QuantizedGraph, mode: str, source: str, origin: Origin) -> ModelProto:
+    """Return the model of `graph`, with a note of its `origin`.
 
     Raises
     ------
@@ -74,9 +77,9 @@ def build_model(graph: QuantizedGraph, mode: str, source: str, versions: Mapping
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name=PRODUCER,
-        producer_version=versions.get("stars-deploy", ""),
+        producer_version=origin.versions.get("stars-deploy", ""),
     )
-    helper.set_model_props(model, describe_model(graph, mode, source, drawn, versions))
+    helper.set_model_props(model, describe_model(graph, mode, source, drawn, origin))
     return model
 
 
