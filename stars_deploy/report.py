@@ -128,8 +128,8 @@ def _quantization(config: BuildConfig, graph: QuantizedGraph, calibration: Calib
         "layers": [
             {
                 **asdict(layer),
-                "vth": graph.population(layer.name).vth,
-                "decay_v": graph.population(layer.name).decay_v,
+                "vth": np.asarray(graph.population(layer.name).vth).tolist(),
+                "decay_v": np.asarray(graph.population(layer.name).decay_v).tolist(),
                 "accumulator_utilization": bounds[layer.name].utilization,
             }
             for layer in calibration.layers

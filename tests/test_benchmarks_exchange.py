@@ -87,3 +87,18 @@ def exchange_wrong(graph, images):
     from stars_deploy.targets.reference import run_reference
 
     return run_reference(graph, np.maximum(images, 3))
+
+
+def test_a_build_is_measured_on_its_held_out_images(tmp_path):
+    request = {"folder": str(tmp_path), "seed": 0, "model": "", "timesteps": 2, "decay": 410, "rate": 0.1, "images": 3}
+    exchange_student.measure(request)
+    noise = np.load(tmp_path / "images.npy")
+    build = tmp_path / "build"
+    build.mkdir()
+    (tmp_path / "model.npz").rename(build / "model.npz")
+    held_out = np.arange(2 * 784, dtype=np.uint8).reshape(2, 1, 28, 28)
+    np.savez(build / "synthetic.npz", held_out=held_out)
+    answer = exchange_student.measure({**request, "model": str(build)})
+    shown = np.load(tmp_path / "images.npy")
+    np.testing.assert_array_equal(shown, (held_out[[0, 1, 0]] / 255).astype(np.float32))
+    assert shown.shape == noise.shape and answer["timesteps"] == 2

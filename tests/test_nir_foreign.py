@@ -130,7 +130,7 @@ def test_a_bias_into_a_current_is_kept_in_integers(name, tmp_path):
     other = run_reference(
         dataclasses.replace(quantized, projections=tuple(silent)), quantized.input.quantize(images)
     ).spikes[biased[0]]
-    assert np.mean(other != record.values[biased[0]]) > 2 * np.mean(made.spikes[biased[0]] != record.values[biased[0]])
+    assert np.mean(other != made.spikes[biased[0]]) > 0.05
 
 
 @pytest.mark.parametrize("name", UNFAITHFUL)

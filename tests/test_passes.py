@@ -261,7 +261,8 @@ def assert_lowered(graph):
         if isinstance(node, (Conv2d, Linear)):
             assert len(sources) == len(targets) == 1
             assert isinstance(sources[0], (Input, Delay, *NEURONS)) and isinstance(targets[0], NEURONS)
-            assert not node.bias.any() or not isinstance(targets[0], CubaLIF)
+            lasting = np.any(np.abs(getattr(targets[0], "tau_syn", 0.0) / graph.dt - 1) > 1e-6)
+            assert not node.bias.any() or not isinstance(targets[0], CubaLIF) or lasting
         elif isinstance(node, Delay):
             assert isinstance(graph.node(graph.sources(node.name)[0]), (Input, *NEURONS)) and len(sources) == 1
             assert isinstance(targets[0], (Conv2d, Linear)) and len(targets) == 1 and node.delay.any()

@@ -33,10 +33,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         graph = load_quantized(Path(request["model"]) / "model.npz")
     else:
         graph = make_student(rng, request["timesteps"], request["decay"], request["rate"])
-    low, high = ((limit - graph.input.offset) / graph.input.scale for limit in (0, graph.input.precision.high))
-    noise = rng.random((request["images"], *graph.input.shape))
-    noise *= rng.random(noise.shape) < 0.5
-    np.save(folder / "images.npy", (low + (high - low) * noise).astype(np.float32))
+    np.save(folder / "images.npy", _images(graph, request["model"], request["images"], rng))
     save_graph(graph, folder / "model.npz")
     return {
         "layers": [f"{population.name} {population.shape}" for population in graph.populations],
@@ -44,6 +41,19 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "weights": sum(projection.weight.size for projection in graph.projections),
         "ann": write_ann(graph, folder),
     }
+
+
+def _images(graph: QuantizedGraph, model: str, count: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Return float32 images: the held-out synthetic ones of a build, which drive it as real ones do, else noise."""
+    synthetic = Path(model) / "synthetic.npz"
+    if model and synthetic.is_file():
+        with np.load(synthetic, allow_pickle=False) as archive:
+            held_out = archive["held_out"]
+        return (held_out[np.arange(count) % len(held_out)] / 255).astype(np.float32)
+    low, high = ((limit - graph.input.offset) / graph.input.scale for limit in (0, graph.input.precision.high))
+    noise = rng.random((count, *graph.input.shape))
+    noise *= rng.random(noise.shape) < 0.5
+    return (low + (high - low) * noise).astype(np.float32)
 
 
 def make_student(rng: np.random.Generator, timesteps: int, decay: int, rate: float) -> QuantizedGraph:

@@ -114,7 +114,9 @@ def export(
     input_bits: Annotated[int | None, typer.Option(help="Most bits of the input; 1 for spikes (default 8).")] = None,
     dt: Annotated[
         float | None,
-        typer.Option(help="Length of a timestep of a .nir [s]: 1e-4 for snnTorch and SpikingJelly, 1e-3 for norse."),
+        typer.Option(
+            help="Seconds in a timestep of a .nir: 1e-4 for snnTorch and SpikingJelly, 1e-3 for norse, 1 for sinabs."
+        ),
     ] = None,
     calibration: Annotated[
         str | None,

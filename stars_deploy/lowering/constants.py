@@ -1,4 +1,4 @@
-"""Constant currents: the chip's biases act on membranes, so that a bias of a current is a synapse that is always active.
+"""Biases of currents: the chip's biases act on membranes, so that these are synapses that are always active.
 
 One neuron fires at every timestep; from it comes one weight for each neuron whose current has a bias.
 """

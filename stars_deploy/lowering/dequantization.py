@@ -8,9 +8,10 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
-from typing import Union
+from typing import Any, Union
 
 import numpy as np
+import numpy.typing as npt
 
 from stars_deploy.errors import QuantizationError
 from stars_deploy.graph import (
@@ -161,7 +162,7 @@ def _part(graph: QuantizedGraph, population: Population, dt: float) -> _Part:
 def _is_even(graph: QuantizedGraph, population: Population) -> bool:
     """Whether decays are the same wherever projections share their weights."""
     decays = (population.decay_u, population.decay_v)
-    weights = [item.weight for item in graph.into(population.name)]
+    weights: list[npt.NDArray[Any]] = [item.weight for item in graph.into(population.name)]
     if graph.input.biases == population.name:
         weights.append(np.zeros((population.shape[0], *[1] * len(population.shape))))
     return all(per_output(decay, weight) is not None for weight in weights for decay in decays)

@@ -1,8 +1,8 @@
 """The layers of a lowered float graph: each population with everything that enters it, in units of its membrane.
 
 The gain of a population (its ``r``, its leaks, ``w_in``) is folded into weights and bias, so that a layer of any kind
-is, each timestep and in this order: ``u = (1 - leak_u) u + sum of w x + current bias``; ``v = (1 - leak_v) v + u + bias``; a spike
-where ``v > threshold``, and then ``v = 0``. That is the order and the form of the integer network.
+is, each timestep and in this order: ``u = (1 - leak_u) u + sum of w x + current bias``; ``v = (1 - leak_v) v + u +
+bias``; a spike where ``v > threshold``, and then ``v = 0``. That is the order and the form of the integer network.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from stars_deploy.graph import (
     SpikingGraph,
 )
 from stars_deploy.lowering.chains import require_one_end
-from stars_deploy.lowering.constants import CurrentBias, name_biases
 from stars_deploy.lowering.composition import spatial
+from stars_deploy.lowering.constants import CurrentBias, name_biases
 from stars_deploy.lowering.neurons import EQUAL, membrane_gain
 from stars_deploy.populations import IntArray
 
