@@ -177,7 +177,8 @@ class SpikingGraph:
         if np.abs(steps - whole).max() > 1e-6 * max(1.0, float(whole.max())):
             got = f"{node.delay.flat[np.abs(steps - whole).argmax()]} s"
             raise GraphError(f"{name}.delay", got, f"whole multiples of dt = {self.dt} s")
-        return whole.astype(np.int64)
+        result: npt.NDArray[np.int64] = whole.astype(np.int64)
+        return result
 
     def ordered(self) -> tuple[Node, ...]:
         """Return the nodes so that each comes after what it needs of the same timestep, and what feeds nothing last.

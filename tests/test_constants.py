@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from stars_deploy.bounds import bound_population, prove_bounds
-from stars_deploy.errors import QuantizationError
+from stars_deploy.engine import run_fast
+from stars_deploy.errors import QuantizationError, TargetError
 from stars_deploy.export.calibration import calibrate_graph
 from stars_deploy.export.execution import run_float
 from stars_deploy.export.quantization import quantize_graph
@@ -21,6 +22,8 @@ from stars_deploy.lowering.rounding import Rounding, round_graph, rounding_of
 from stars_deploy.precision import Precision
 from stars_deploy.quantized import ConvProjection, DenseProjection, QuantizedInput, find_difference
 from stars_deploy.targets import TARGETS
+from stars_deploy.targets.base import compare_records
+from stars_deploy.targets.onnx_model import OnnxTarget
 from stars_deploy.targets.reference import project, run_reference
 
 DT = 1e-3
@@ -81,7 +84,8 @@ PROJECTIONS = ("ones.input", "conv", "dense", "last", "first.bias", "second.bias
 
 def test_one_neuron_that_always_fires_drives_every_current():
     graph = convolved()
-    made = round_graph(graph, rounding(SCALES, PROJECTIONS, resets={"ones": (3, 1), "first": (2, 0)}))
+    scales = {**SCALES, "first": 600.0}
+    made = round_graph(graph, rounding(scales, PROJECTIONS, resets={"ones": (3, 1), "first": (2, 0)}))
     ones = made.populations[0]
     assert (ones.name, ones.shape, ones.vth, ones.bias.tolist()) == ("ones", (1, 1, 1), 1, [[[2]]])
     assert (ones.decay_u, ones.decay_v, ones.scale, ones.reset_interval) == (4096, 4096, 1.0, 3)
@@ -89,7 +93,7 @@ def test_one_neuron_that_always_fires_drives_every_current():
     assert isinstance(feed, ConvProjection) and isinstance(conv, ConvProjection) and isinstance(dense, DenseProjection)
     assert (feed.source, feed.weight.shape, feed.weight.any()) == ("image", (1, *SHAPE), False)
     one = np.ones((1, 1, 1, 1), np.int64)
-    bias = np.rint(300 * graph.node("conv").bias)
+    bias = np.rint(600 * graph.node("conv").bias)
     assert np.array_equal(project(conv, one)[0], np.clip(bias, -128, 127)) and (np.abs(bias) > 127).any()
     assert not np.array_equal(project(conv, one)[0], project(conv, one)[0, :, ::-1])
     assert np.array_equal(project(dense, one)[0], np.rint(250 * graph.node("dense").bias))
@@ -145,6 +149,17 @@ def test_current_and_membrane_are_those_of_the_float_network_where_nothing_is_tr
         assert np.ptp(reference) > 1 and bias.any()
 
 
+def with_integers(graph, quantized, biases):
+    """The float network with the weights and biases of the integer one."""
+    synapses, nodes = {item.name: item for item in quantized.projections}, {}
+    for name, target, bias in zip(("conv", "dense"), ("first", "second"), biases, strict=True):
+        scale, unit = quantized.population(target).scale, quantized.input.scale if name == "conv" else 1.0
+        one = np.ones((1, 1, 1, 1), np.int64)
+        nodes[name] = replace(graph.node(name), weight=synapses[name].weight * unit / scale,
+                              bias=project(synapses[bias], one)[0] / scale)  # fmt: skip
+    return graph.with_nodes(tuple(nodes.get(node.name, node) for node in graph.nodes), graph.edges)
+
+
 @pytest.mark.parametrize("graph", [convolved(), convolved(1, each=False), convolved(2, rows=1)])
 @pytest.mark.parametrize("input_bits", [8, 4])
 def test_rates_are_those_of_the_float_network(graph, input_bits):
@@ -157,9 +172,14 @@ def test_rates_are_those_of_the_float_network(graph, input_bits):
     record, made = run_float(graph, images(seed=4)), run_reference(quantized, quantized.input.quantize(images(seed=4)))
     for layer in calibration.layers[:2]:
         assert 0.05 < record.rate(layer.name) < 0.95
-        assert abs(made.spikes[layer.name].mean() - record.rate(layer.name)) < 0.01
-        assert np.mean(made.spikes[layer.name] != record.values[layer.name]) < 0.04
+        assert abs(made.spikes[layer.name].mean() - record.rate(layer.name)) < 0.02
+        assert np.mean(made.spikes[layer.name] != record.values[layer.name]) < 0.1
         assert abs(layer.quantized_rate - layer.rate) < 0.02
+    rounded = with_integers(graph, quantized, ("first.bias", "second.bias"))
+    shown = quantized.input.quantize(images(seed=4)) / quantized.input.scale
+    for name, spikes in run_float(rounded, shown).values.items():
+        if name in ("first", "second"):  # thresholds are rounded, and states truncated
+            assert np.mean(made.spikes[name] != spikes) < 0.005
     # Weights into the first layer have more than a few steps, although its bias meets no payload.
     weight = {item.name: np.abs(item.weight).max() for item in quantized.projections}
     assert weight["conv"] > 30
@@ -191,8 +211,12 @@ def test_a_normalisation_in_front_of_a_current_is_such_a_bias(tmp_path):
     assert low.node("conv").bias.shape == (3, 5, 4)  # the padding is no mean pixel
     quantized = quantize_graph(low, 8, 8)
     record, made = run_float(graph, images()), run_reference(quantized, quantized.input.quantize(images()))
+    shown = quantized.input.quantize(images()) / quantized.input.scale
     assert 0.05 < record.rate("first") < 0.95
-    assert np.mean(made.spikes["first"] != record.values["first"]) < 0.04
+    # That is what 24 bits leave: in float, the same weights and biases do nearly the same.
+    rounded = run_float(with_integers(low, quantized, ("first.bias", "second.bias")), shown).values
+    assert all(np.mean(made.spikes[name] != rounded[name]) < 0.005 for name in ("first", "second"))
+    assert abs(made.spikes["first"].mean() - record.rate("first")) < 0.02
     TARGETS["nir"].write(quantized, tmp_path / "m.nir", origin=graph)
     assert find_difference(TARGETS["nir"].read(tmp_path / "m.nir", 8), quantized) == ""
 
@@ -220,6 +244,20 @@ def test_bounds_know_that_each_neuron_has_one_bias():
             made.projections[0], odd)), other)  # fmt: skip
         sums = np.maximum(odd.weight, 0).sum((1, 2, 3)).max()
         assert bounds.u_high == 64 * sums
+
+
+@pytest.mark.parametrize("mode", ["sequence", "step"])
+def test_onnx_carries_them_and_netx_says_why_not(mode, tmp_path):
+    quantized, target = quantize_graph(convolved(), 8, 8), OnnxTarget(mode=mode)
+    target.write(quantized, tmp_path / "m.onnx")
+    assert find_difference(target.read(tmp_path / "m.onnx", 8), quantized) == ""
+    shown = quantized.input.quantize(images(5))
+    comparison = compare_records(run_reference(quantized, shown), target.execute(tmp_path / "m.onnx", shown, 8))
+    assert (comparison.mismatches, comparison.compared_spikes) == (0, 8 * 5 * (1 + 60 + 6 + 3))
+    fast = compare_records(run_reference(quantized, shown), run_fast(quantized, shown))
+    assert fast.mismatches == 0
+    with pytest.raises(TargetError, match="first: 2 projections enter it"):
+        TARGETS["netx"].write(quantized, tmp_path / "m.net")
 
 
 def test_integers_alone_do_not_become_floats():

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from stars_deploy.bounds import find_overflow
 from stars_deploy.errors import GraphError, QuantizationError, StarsDeployError
 from stars_deploy.export.execution import run_float
-from stars_deploy.graph import IF, LI, LIF, Conv2d, CubaLIF, Integrator
+from stars_deploy.graph import IF, LI, LIF, Conv2d, CubaLIF, Delay, Integrator
 from stars_deploy.lowering.dequantization import dequantize
 from stars_deploy.lowering.passes import canonicalize, lower
 from stars_deploy.lowering.rounding import round_graph, rounding_of
@@ -311,6 +311,52 @@ def test_an_image_that_sets_biases_is_an_identity(options):
     if not options:  # nothing is truncated but pixels
         assert 0.05 < record.rate("n") < 0.95
         assert np.mean(record.values["n"] != reference.spikes["n"]) < 0.03
+
+
+def with_node(graph, name, **changes):
+    return graph.with_nodes(tuple(replace(n, **changes) if n.name == name else n for n in graph.nodes), graph.edges)
+
+
+def delayed(graph):
+    edges = [edge for edge in graph.edges if edge != ("image", "n.image.1")]
+    late = Delay(name="late", delay=np.array(graph.dt))
+    return graph.with_nodes((*graph.nodes, late), (*edges, ("image", "late"), ("late", "n.image.1")))
+
+
+def with_current(graph, name, **options):
+    neuron = CubaLIF(name=name, tau_syn=2 * graph.dt, tau_mem=graph.dt, w_in=2.0)
+    return graph.with_nodes(tuple(neuron if n.name == name else n for n in graph.nodes), graph.edges)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda g: with_node(g, "n.image.1", weight=1.001 * g.node("n.image.1").weight),
+         r"n\.image\.1: pixels times 37.037, plus -5; allowed: 37 and -5 \[LSB\], as image says"),
+        (lambda g: with_node(g, "n.image.1", bias=np.array([0.25, 0.3])), r"n\.image\.1: pixels .* plus 5 to 6;"),
+        (lambda g: with_node(g, "n", r=1001.0), r"n\.image\.1: pixels times 37.037, plus -5.005"),
+        (lambda g: with_node(g, "n.image.1", weight=np.ones((2, 1, 3, 3)), padding=(1, 1)),
+         r"n\.image\.1: with a delay, a kernel, .*; allowed: each pixel into its neuron"),
+        (lambda g: with_node(g, "n.image.1", weight=np.ones((2, 2, 1, 1)), groups=1), "with a delay, a kernel"),
+        (delayed, r"n\.image\.1: with a delay, a kernel"),
+        (lambda g: with_current(with_node(g, "n.image.1", bias=np.zeros(2)), "n"), "or a current of n that lasts"),
+        (lambda g: with_current(with_node(g, "dense", bias=np.ones(3)), "out"),
+         "image: is a bias, and a current has another"),
+    ],
+)  # fmt: skip
+def test_what_no_longer_is_the_image_of_the_integers_is_refused(change, message):
+    graph = shown()
+    with pytest.raises(QuantizationError, match=message):
+        rounded_again(change(dequantize(graph)), graph)
+
+
+@pytest.mark.parametrize("biases", ["out", "nothing"])
+def test_an_image_sets_biases_of_the_population_that_it_feeds(biases):
+    graph = shown()
+    rounding = rounding_of(graph)
+    rounding = replace(rounding, input=replace(rounding.input, biases=biases))
+    with pytest.raises(QuantizationError, match=f"image: feeds n; allowed: {biases} alone"):
+        round_graph(lower(dequantize(graph)), rounding)
 
 
 def test_a_flat_image_that_sets_biases_is_a_small_identity():

@@ -133,6 +133,14 @@ def test_a_rounding_that_does_not_fit(small_chain, tmp_path, change, message):
         read_integers(describe(path, rounding=rounding))
 
 
+def test_files_from_before_images_could_set_biases_are_read(small_chain, tmp_path):
+    path = tmp_path / "m.nir"
+    TARGET.write(small_chain, path)
+    rounding = described(path)["rounding"]
+    assert rounding["input"].pop("biases") == ""
+    assert find_difference(read_integers(describe(path, rounding=rounding)), small_chain) == ""
+
+
 def test_weights_that_were_changed_make_other_integers(small_chain, tmp_path):
     path = tmp_path / "m.nir"
     TARGET.write(small_chain, path)

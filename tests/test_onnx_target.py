@@ -24,6 +24,7 @@ from stars_deploy.quantized import DenseProjection, Population, QuantizedGraph, 
 from stars_deploy.targets.base import compare_records
 from stars_deploy.targets.onnx_model import MODES, SOURCES, TARGET, OnnxNetwork, OnnxTarget, read_onnx
 from stars_deploy.targets.onnx_model.arithmetic import find_ranges
+from stars_deploy.targets.onnx_model.biases import pack_bias
 from stars_deploy.targets.onnx_model.drawing import IR_VERSION, OPSET
 from stars_deploy.targets.onnx_model.runtime import find_pixels
 from stars_deploy.targets.onnx_model.synapses import choose_route
@@ -186,6 +187,25 @@ def test_metadata_tells_a_stranger_what_is_needed(tmp_path, small_chain):
     assert {state["input"] for state in states} == inputs - {"image"}
     assert {state["output"] for state in states} <= outputs
     assert "trunc" in props["semantics"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_biases_that_differ_at_borders_are_kept_once(tmp_path, make_images, make_chain, mode):
+    graph = make_chain(3, [{"channels": 16, "padding": (1, 1)}], shape=(2, 14, 12))
+    hidden = graph.populations[0]
+    border = np.array([0, *[1] * 12, 2])[:, None] * 3 + np.array([0, *[1] * 10, 2])
+    bias = np.random.default_rng(0).integers(-300, 300, (16, 9))[:, border]
+    bordered = replace(graph, populations=(replace(hidden, bias=bias), *graph.populations[1:]))
+    values, places = pack_bias(bordered.populations[0])
+    assert values.shape == (9, 16) and places.tolist() != sorted(places.tolist()) and places.size == 14 * 12
+    target = OnnxTarget(mode)
+    target.write(bordered, tmp_path / "m.onnx")
+    assert find_difference(bordered, target.read(tmp_path / "m.onnx", 4)) == ""
+    images = make_images(bordered, 3)
+    comparison = compare_records(run_reference(bordered, images), target.execute(tmp_path / "m.onnx", images, 4))
+    assert comparison.mismatches == 0, comparison.first
+    target.write(graph, tmp_path / "random.onnx")  # its biases are random: one for each neuron
+    assert (tmp_path / "m.onnx").stat().st_size < (tmp_path / "random.onnx").stat().st_size
 
 
 def test_metadata_notes_dt_and_the_normalisation_that_is_folded_in(tmp_path, small_chain):

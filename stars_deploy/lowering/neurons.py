@@ -253,6 +253,6 @@ def _multiplied(node: Node, values: FloatArray, by_channel: FloatArray | None) -
 
 def _gain(name: str, values: FloatArray, by_channel: FloatArray | None) -> Node:
     if values.ndim != 3 or by_channel is None:
-        return Scale(name=name, scale=values if np.ptp(values) else values.flat[0])
+        return Scale(name=name, scale=values if np.ptp(values) else np.array(values.flat[0]))
     channels = len(by_channel)
     return Conv2d(name=name, weight=by_channel.reshape(-1, 1, 1, 1), bias=np.zeros(channels), groups=channels)

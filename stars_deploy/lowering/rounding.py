@@ -101,9 +101,9 @@ def round_graph(graph: SpikingGraph, rounding: Rounding) -> QuantizedGraph:
         If the order of `rounding` is none that the network can be executed in.
     """
     layers = {layer.name: layer for layer in float_layers(graph)}
-    _check_input(graph, rounding.input)
     drives = [layer.current_bias for layer in layers.values() if layer.current_bias]
     constants = [drives[0].source] if drives else []
+    _check_input(graph, rounding.input, constants)
     everyone = [*layers, *constants]
     _check_names("scales", rounding.scales, everyone)
     if rounding.input.biases:
@@ -189,8 +189,11 @@ def check_linear(source: QuantizedInput) -> None:
     check_scale(source.scale, source.name)
 
 
-def _check_input(graph: SpikingGraph, source: QuantizedInput) -> None:
+def _check_input(graph: SpikingGraph, source: QuantizedInput, constants: list[str]) -> None:
     check_linear(source)
+    if source.biases and constants:  # the neuron that drives currents is fed by the input
+        got, allowed = "is a bias, and a current has another", "no bias into the current of a CubaLIF"
+        raise QuantizationError(source.name, got, allowed)
     if (graph.input.name, tuple(graph.input.shape)) != (source.name, tuple(source.shape)):
         got = f"the input {source.name} of shape {source.shape}"
         raise QuantizationError("rounding", got, f"{graph.input.name} of shape {graph.input.shape}")
@@ -206,9 +209,6 @@ def _detach_image(layers: dict[str, FloatLayer], rounding: Rounding) -> None:
     if [target for target, _ in fed] != [name]:
         got = f"feeds {', '.join(target for target, _ in fed)}"
         raise QuantizationError(source.name, got, f"{name} alone, whose bias it is, by one projection")
-    if any(layer.current_bias for layer in layers.values()):
-        got, allowed = "is a bias, and a current has another", "no bias into the current of a CubaLIF"
-        raise QuantizationError(source.name, got, allowed)
     layer, item, scale = layers[name], fed[0][1], rounding.scales[name]
     each = _diagonal(item, source.shape)
     if each is None or np.any(item.delay) or np.any(np.not_equal(layer.leak_u, 1)):

@@ -12,7 +12,7 @@ from stars_deploy.errors import ConfigError
 from stars_deploy.export.calibration import LayerReport
 from stars_deploy.pipeline.directory import FLOAT_GRAPH, MODEL, RunDirectory
 from stars_deploy.pipeline.models import Model
-from stars_deploy.pipeline.quantising import Importing, quantise_model
+from stars_deploy.pipeline.quantising import Importing, Quantised, quantise_model
 from stars_deploy.pipeline.samples import distinct_samples
 from stars_deploy.pipeline.verifying import verify_targets, write_targets
 from stars_deploy.progress import Observer
@@ -85,17 +85,8 @@ def export_model(
     _check_request(targets, folder)
     with watch.stage("quantise"):
         quantised = quantise_model(Path(path), timesteps, bits, input_bits, importing or Importing())
-        if quantised.calibration is not None:
-            prove_bounds(quantised.graph)
-        elif overflow := find_overflow(quantised.graph):
-            watch.noted(f"not proven: {overflow}")
-        for warning in quantised.warnings:
-            watch.noted(warning)
-        if quantised.origin is not None:
-            save_graph(quantised.origin, folder / FLOAT_GRAPH)
-        elif folder != Path(path).parent:  # what an earlier export left would be another network's
-            (folder / FLOAT_GRAPH).unlink(missing_ok=True)
-        save_graph(quantised.graph, folder / MODEL)
+        _check_quantised(quantised, watch)
+        _save_graphs(quantised, folder, Path(path))
     graph = load_quantized(folder / MODEL)
     with watch.stage("write"):
         files = write_targets(graph, folder, targets, origin=quantised.origin, onnx=onnx)
@@ -110,6 +101,24 @@ def export_model(
         warnings=quantised.warnings,
         verifications=tuple(verifications),
     )
+
+
+def _check_quantised(quantised: Quantised, watch: Observer) -> None:
+    """Prove the bounds of what was quantised here; of integers that were there before, say where they may overflow."""
+    if quantised.calibration is not None:
+        prove_bounds(quantised.graph)
+    elif overflow := find_overflow(quantised.graph):
+        watch.noted(f"not proven: {overflow}")
+    for warning in quantised.warnings:
+        watch.noted(warning)
+
+
+def _save_graphs(quantised: Quantised, folder: Path, given: Path) -> None:
+    if quantised.origin is not None:
+        save_graph(quantised.origin, folder / FLOAT_GRAPH)
+    elif folder != given.parent:  # what an earlier export left would be another network's
+        (folder / FLOAT_GRAPH).unlink(missing_ok=True)
+    save_graph(quantised.graph, folder / MODEL)
 
 
 def _check_request(targets: Sequence[str], folder: Path) -> None:

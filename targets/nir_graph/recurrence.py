@@ -56,7 +56,7 @@ def delay_loops(
         source, target = edge
         if source not in delays:
             delays[source] = distinct(f"{source}_delay", changed)
-            changed[delays[source]] = Delay(name=delays[source], delay=np.float64(steps * dt))
+            changed[delays[source]] = Delay(name=delays[source], delay=np.array(steps * dt))
             kept.append((source, delays[source]))
         kept[kept.index(edge)] = (delays[source], target)
     return changed, tuple(kept)

@@ -14,6 +14,7 @@ import numpy as np
 from stars_deploy.populations import DECAY_ONE, STATE_EXP, IntArray, Population
 from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.targets.onnx_model.arithmetic import Ranges, draw_clip, draw_decay, draw_wrap, find_ranges
+from stars_deploy.targets.onnx_model.biases import draw_bias
 from stars_deploy.targets.onnx_model.drawing import Drawing
 from stars_deploy.targets.onnx_model.frames import channels_last
 
@@ -82,7 +83,7 @@ def draw_drive(draw: Drawing, cell: Cell, activation: str, current: str = "") ->
         made = draw.add("Add", left, activation) if left and activation else left or activation
     if ranges.wraps and made:
         made = draw_wrap(draw, made, cell.kind)
-    bias = _draw_bias(draw, cell)
+    bias = draw_bias(draw, population, cell.kind)
     return made, draw.add("Add", made, bias) if made and bias else made or bias
 
 
@@ -135,30 +136,6 @@ def _draw_settled(draw: Drawing, cell: Cell, membrane: str) -> tuple[np.dtype[An
 def draw_reset(draw: Drawing, state: str, keep: str) -> str:
     """Draw a state variable that starts from 0 where `keep` is 0 and stays where it is 1."""
     return draw.add("Mul", state, keep)
-
-
-def compact_bias(population: Population) -> IntArray:
-    """Return the biases as a model keeps them: (1,), (C,) or (N,); empty where all are 0."""
-    flat = channels_last(population.bias, population.shape)
-    channels = population.shape[0] if len(population.shape) == 3 else population.size
-    if not flat.any():
-        return flat[:0]
-    if (flat == flat[0]).all():
-        return flat[:1]
-    rows = flat.reshape(-1, channels)
-    return rows[0] if (rows == rows[0]).all() else flat
-
-
-def _draw_bias(draw: Drawing, cell: Cell) -> str:
-    population = cell.population
-    compact = compact_bias(population)
-    if not compact.size:
-        return ""
-    stored = draw.tensor(f"bias:{population.name}", compact.astype(np.int16))
-    shifted = _draw_shifted(draw, stored, cell.kind)
-    if compact.size in (1, population.size):
-        return shifted
-    return draw.root.add("Tile", shifted, draw.constant([population.size // compact.size], np.int64))
 
 
 def _draw_threshold(draw: Drawing, cell: Cell) -> str:

@@ -23,6 +23,7 @@ from stars_deploy.populations import IntArray, Population, QuantizedInput
 from stars_deploy.precision import Precision
 from stars_deploy.projections import ConvProjection, DenseProjection, Projection
 from stars_deploy.quantized import QuantizedGraph
+from stars_deploy.targets.onnx_model.biases import bias_name, places_name, unpack_bias
 from stars_deploy.targets.onnx_model.comparison import find_deviation
 from stars_deploy.targets.onnx_model.frames import channels_first
 from stars_deploy.targets.onnx_model.metadata import SCHEMA, SCHEMA_VERSION, Origin
@@ -172,16 +173,16 @@ class _Decoder:
 
     def _population(self, entry: Any) -> Population:
         name, shape = self._text(entry["name"]), self._shape(entry["shape"])
-        size = math.prod(shape)
-        bias = self._numbers(f"bias:{name}") if f"bias:{name}" in self._tensors else np.zeros(1, np.int64)
-        repeated = np.tile(bias, size // len(bias))
+        kept = bias_name(name) in self._tensors
+        values = self._numbers(bias_name(name)) if kept else np.zeros(1, np.int64)
+        places = self._numbers(places_name(name)) if places_name(name) in self._tensors else None
         return Population(
             name=name,
             shape=shape,
             decay_u=self._one_or_many(entry, "decay_u", name, shape),
             decay_v=self._one_or_many(entry, "decay_v", name, shape),
             vth=self._one_or_many(entry, "vth", name, shape),
-            bias=channels_first(repeated, shape),
+            bias=unpack_bias(values, places, shape),
             reset_interval=self._whole(entry["reset_interval"]),
             reset_offset=self._whole(entry["reset_offset"]),
             scale=float(entry["scale"]),
