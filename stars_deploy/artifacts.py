@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -55,6 +56,54 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         if draft is not None:
             draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staged_folder(
+    path: str | os.PathLike[str], keep: type[BaseException] | tuple[type[BaseException], ...] = ()
+) -> Iterator[Path]:
+    """Give a folder beside `path` to write into, and move its files to `path` when the block ends well.
+
+    Parameters
+    ----------
+    path : path
+        Made if it does not exist; files of other names in it stay.
+    keep : type of exception, or several
+        After these the files are moved as well, for inspection. After any other nothing has changed.
+
+    Raises
+    ------
+    ArtifactError
+        If the folder cannot be made or written to.
+    """
+    final = Path(path)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    except OSError as error:
+        raise ArtifactError(
+            str(final), f"could not be written ({error.strerror})", remedy="choose a folder you can write to with --out"
+        ) from error
+    try:
+        try:
+            yield draft
+        except keep:
+            _move_files(draft, final)
+            raise
+        _move_files(draft, final)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _move_files(source: Path, target: Path) -> None:
+    try:
+        target.mkdir(exist_ok=True)
+        for file in sorted(source.iterdir()):
+            file.replace(target / file.name)
+    except OSError as error:
+        raise ArtifactError(
+            str(target), f"could not be written ({error.strerror})", remedy="choose another folder with --out"
+        ) from error
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from stars_deploy.artifacts import existing_file, read_json, sha256, write_json, written_whole
+from stars_deploy.artifacts import existing_file, read_json, sha256, staged_folder, write_json, written_whole
 from stars_deploy.errors import ArtifactError
 
 
@@ -162,3 +162,29 @@ def test_unreadable_file(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(ArtifactError, match=r"cannot be read \(Permission denied\)"):
         existing_file(path)
+
+
+def test_staged_files_arrive_together_or_not_at_all(tmp_path):
+    out = tmp_path / "deep" / "out"
+    with staged_folder(out) as draft:
+        (draft / "a").write_text("one")
+        assert not out.exists()
+    assert [path.name for path in out.iterdir()] == ["a"]
+    with pytest.raises(KeyError), staged_folder(out, keep=ValueError) as draft:
+        (draft / "a").write_text("two")
+        (draft / "b").write_text("two")
+        raise KeyError
+    assert (out / "a").read_text() == "one" and not (out / "b").exists()
+    with pytest.raises(ValueError, match="look"), staged_folder(out, keep=ValueError) as draft:
+        (draft / "a").write_text("three")
+        raise ValueError("look at it")
+    assert (out / "a").read_text() == "three"
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(ArtifactError, match=r"file.*could not be written.*--out"), staged_folder(path) as draft:
+            (draft / "a").write_text("one")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -17,7 +17,7 @@ from stars_deploy.artifacts import write_arrays
 from stars_deploy.cli import app
 from stars_deploy.config import OnnxConfig
 from stars_deploy.engine import run_fast
-from stars_deploy.errors import ArtifactError, ConfigError, DataError, FormatError, StarsDeployError
+from stars_deploy.errors import ArtifactError, ConfigError, DataError, FormatError, StarsDeployError, TargetError
 from stars_deploy.pipeline import EngineChoice, Importing, Observer, Reading, export_model, simulate_model, verify_model
 from stars_deploy.pipeline.models import open_model
 from stars_deploy.quantized import find_difference
@@ -259,6 +259,18 @@ def test_options_are_refused_where_they_mean_nothing(exported, tmp_path):
 def test_foreign_nir_has_no_integers_to_run():
     with pytest.raises(FormatError, match="export"):
         simulate_model(NIR / "spikingjelly_conv.nir")
+
+
+def test_a_target_that_cannot_carry_the_network_leaves_nothing(exported, tmp_path):
+    save_graph(GRAPHS["residual sum"], tmp_path / "sum.npz")
+    with pytest.raises(TargetError, match="one projection into each population"):
+        export_model(tmp_path / "sum.npz", ["onnx", "netx"], tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["sum.npz"]
+    for file in exported.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(TargetError):
+        export_model(tmp_path / "sum.npz", ["onnx", "netx"], tmp_path)
+    assert all(item.passed for item in verify_model(tmp_path))
 
 
 def test_an_older_float_graph_does_not_stay_beside_other_integers(imported, exported, tmp_path):

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stars_deploy.artifacts import staged_folder
 from stars_deploy.bounds import find_overflow, prove_bounds
 from stars_deploy.config import OnnxConfig
-from stars_deploy.errors import ConfigError
+from stars_deploy.errors import ConfigError, VerificationError
 from stars_deploy.export.calibration import LayerReport
 from stars_deploy.pipeline.directory import FLOAT_GRAPH, MODEL, RunDirectory
 from stars_deploy.pipeline.models import Model
@@ -86,21 +87,39 @@ def export_model(
     with watch.stage("quantise"):
         quantised = quantise_model(Path(path), timesteps, bits, input_bits, importing or Importing())
         _check_quantised(quantised, watch)
-        _save_graphs(quantised, folder, Path(path))
-    graph = load_quantized(folder / MODEL)
-    with watch.stage("write"):
-        files = write_targets(graph, folder, targets, origin=quantised.origin, onnx=onnx)
-    images = distinct_samples(Model(name=folder.name, file=folder / MODEL, graph=graph), None, samples)
-    with watch.stage("verify"):
-        verifications = verify_targets(graph, folder, targets, images, watch)
-    check_verified(verifications)
+    with staged_folder(folder, keep=VerificationError) as draft:
+        names, verifications = _write_verified(quantised, draft, targets, onnx, samples, watch)
+    if quantised.origin is None and folder != Path(path).parent:
+        (folder / FLOAT_GRAPH).unlink(missing_ok=True)  # what an earlier export left would be another network's
     return ExportResult(
-        files=(folder / MODEL, *files),
+        files=tuple(folder / name for name in names),
         calibrated_on=quantised.calibrated_on,
         layers=() if quantised.calibration is None else quantised.calibration.layers,
         warnings=quantised.warnings,
         verifications=tuple(verifications),
     )
+
+
+def _write_verified(
+    quantised: Quantised,
+    folder: Path,
+    targets: Sequence[str],
+    onnx: OnnxConfig | None,
+    samples: int,
+    watch: Observer,
+) -> tuple[list[str], list[Verification]]:
+    """Write everything into `folder` and verify it there; return the names of the files and what was found."""
+    with watch.stage("write"):
+        if quantised.origin is not None:
+            save_graph(quantised.origin, folder / FLOAT_GRAPH)
+        save_graph(quantised.graph, folder / MODEL)
+        graph = load_quantized(folder / MODEL)
+        files = write_targets(graph, folder, targets, origin=quantised.origin, onnx=onnx)
+    with watch.stage("verify"):
+        model = Model(name=folder.name, file=folder / MODEL, graph=graph)
+        verifications = verify_targets(graph, folder, targets, distinct_samples(model, None, samples), watch)
+    check_verified(verifications)
+    return [MODEL, *(file.name for file in files)], verifications
 
 
 def _check_quantised(quantised: Quantised, watch: Observer) -> None:
@@ -111,14 +130,6 @@ def _check_quantised(quantised: Quantised, watch: Observer) -> None:
         watch.noted(f"not proven: {overflow}")
     for warning in quantised.warnings:
         watch.noted(warning)
-
-
-def _save_graphs(quantised: Quantised, folder: Path, given: Path) -> None:
-    if quantised.origin is not None:
-        save_graph(quantised.origin, folder / FLOAT_GRAPH)
-    elif folder != given.parent:  # what an earlier export left would be another network's
-        (folder / FLOAT_GRAPH).unlink(missing_ok=True)
-    save_graph(quantised.graph, folder / MODEL)
 
 
 def _check_request(targets: Sequence[str], folder: Path) -> None:
