@@ -1,7 +1,7 @@
 """``onnx``: the integer network as one model in ONNX's standard operators, executed by ONNX Runtime.
 
 Opset 13 and file format 7, the oldest that have every operator used with the types needed (:mod:`.drawing`): any ONNX
-Runtime of the last years loads the model, 1.19 and later are supported; 1.23 and 1.32 are tested. Weights are kept in
+Runtime of the last years loads the model; 1.19, 1.23 and 1.32 were tested. Weights are kept in
 8 or 16 bits, state variables are int32 (int64 where a sum needs it), and everything is exact: which route each product
 and decay takes is proven by bounds and was chosen by measurement (:mod:`.arithmetic`, :mod:`.synapses`).
 
