@@ -5,6 +5,7 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
+from conformance_graphs import GRAPHS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nir_files import describe, described, put, small
@@ -39,6 +40,12 @@ def test_integers_come_back(small_chain, make_images, tmp_path):
     assert sum(spikes.sum() for spikes in expected.spikes.values()) > 50
     longer = run_reference(small_chain.with_timesteps(7), images)
     assert compare_records(longer, TARGET.execute(path, images, 7)).mismatches == 0
+
+
+def test_the_encoding_is_that_of_the_input(small_chain, tmp_path):
+    for graph, word in ((small_chain, "direct"), (GRAPHS["spikes as input"], "spikes")):
+        TARGET.write(graph, tmp_path / "m.nir")
+        assert described(tmp_path / "m.nir")["encoding"].split(":")[0] == word
 
 
 def test_random_graphs_come_back_or_are_refused_by_name(tmp_path_factory):

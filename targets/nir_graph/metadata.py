@@ -81,7 +81,7 @@ class Metadata:
             "schema": SCHEMA,
             "version": SCHEMA_VERSION,
             "versions": dict(versions),
-            "encoding": "direct: the same image at every timestep",
+            "encoding": _describe_encoding(self.rounding),
             "reset": "hard: to v_reset, as NIR says",
             "dt": self.file_dt,
             "graph_dt": self.dt,
@@ -259,6 +259,13 @@ def _whole(digits: str) -> int:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
+
+
+def _describe_encoding(rounding: Rounding | None) -> str:
+    """Say what enters the network; for whoever reads the file, not read back."""
+    if rounding is not None and (rounding.input.precision.low, rounding.input.precision.high) == (0, 1):
+        return "spikes: 0 or 1, another frame at each timestep"
+    return "direct: the same image at every timestep"
 
 
 def _describe_rounding(rounding: Rounding) -> dict[str, object]:
