@@ -91,16 +91,20 @@ class LayerReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Input bits, and each population's share for :func:`~stars_deploy.export.quantization.quantize_graph`."""
+    """Input bits, and each population's share for :func:`~stars_deploy.export.quantization.quantize_graph`.
+
+    ``deployed`` is what :func:`compare_rates` says of the whole integer network, once that has been run.
+    """
 
     input_bits: int
     shares: Mapping[str, float]
     layers: tuple[LayerReport, ...]
+    deployed: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """The warnings of all layers."""
-        return tuple(text for layer in self.layers for text in layer.warnings)
+        """The warnings of all layers, then those of the whole network."""
+        return (*(text for layer in self.layers for text in layer.warnings), *self.deployed)
 
 
 def compare_rates(layers: Sequence[LayerReport], deployed: Mapping[str, float]) -> tuple[str, ...]:

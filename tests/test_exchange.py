@@ -219,6 +219,8 @@ def test_normalisation_of_another_tool_is_folded_in(tmp_path):
     for wrong in (replace(asked, mean=(0.1, 0.2)), replace(asked, std=(1.0, 1.0))):
         with pytest.raises(ConfigError, match="one a channel"):
             export_model(NIR / "spikingjelly_conv.nir", ["nir"], tmp_path / "no", timesteps=5, importing=wrong)
+    with pytest.raises(ConfigError, match="its own normalisation"):  # nor is it ignored where the integers are known
+        export_model(tmp_path / "out" / "model.nir", ["nir"], tmp_path / "no", importing=replace(asked, dt=None))
     with pytest.raises(ConfigError, match="its own normalisation"):
         export_model(
             tmp_path / "out" / "model.nir", ["nir"], tmp_path / "no", bits=6, importing=replace(asked, dt=None)

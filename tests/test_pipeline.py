@@ -26,7 +26,7 @@ from stars_deploy.errors import (
 )
 from stars_deploy.pipeline import Observer, build, compare_models, export_model, simulate_model, train, verify_model
 from stars_deploy.pipeline.directory import RunDirectory
-from stars_deploy.pipeline.models import Reading, open_model
+from stars_deploy.pipeline.models import Reading, deployed_rates, open_model, quantize_calibrated
 from stars_deploy.pipeline.samples import distinct_samples
 from stars_deploy.pipeline.simulating import EngineChoice, Recording
 from stars_deploy.pipeline.verifying import verify_targets, write_targets
@@ -618,3 +618,20 @@ def test_teacher_is_trained_stored_and_distillable(tmp_path):
 def test_teacher_file_must_be_safetensors(tmp_path):
     with pytest.raises(ConfigError, match=r"\.safetensors"):
         train("digits", "vgg:8", tmp_path / "teacher.pt")
+
+
+def test_what_only_the_whole_network_shows_is_a_warning_of_every_build(built, monkeypatch):
+    def silent(graph, images):
+        return {population.name: 0.0 for population in graph.populations}
+
+    monkeypatch.setattr("stars_deploy.pipeline.models.deployed_rates", silent)
+    floats = load_graph(built[0].directory / "graph.npz")
+    pixels = RunDirectory(built[0].directory).images().calibration / 255
+    _, calibration = quantize_calibrated(floats, pixels, 8, 8)
+    assert "lif1 goes silent in the deployed network" in " ".join(calibration.warnings)
+    monkeypatch.undo()
+    graph, calibration = quantize_calibrated(floats, pixels, 8, 8)
+    assert not any("deployed" in text for text in calibration.warnings)
+    rates = deployed_rates(graph, pixels)
+    record = run_reference(graph, graph.input.quantize(pixels))
+    assert rates == {name: pytest.approx(spikes.mean()) for name, spikes in record.spikes.items()}

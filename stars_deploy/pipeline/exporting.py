@@ -94,7 +94,7 @@ def export_model(
     return ExportResult(
         files=tuple(folder / name for name in names),
         calibrated_on=quantised.calibrated_on,
-        layers=() if quantised.calibration is None else quantised.calibration.layers,
+        layers=quantised.layers,
         warnings=quantised.warnings,
         verifications=tuple(verifications),
     )

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from stars_deploy.data import EvaluationSet, load_dataset
+from stars_deploy.engine import FastEngine
 from stars_deploy.errors import ArtifactError, ConfigError, DataError
-from stars_deploy.export.calibration import Calibration, calibrate_graph
+from stars_deploy.export.calibration import Calibration, calibrate_graph, compare_rates
 from stars_deploy.export.quantization import quantize_graph
 from stars_deploy.graph import SpikingGraph
 from stars_deploy.lowering.passes import lower
@@ -185,7 +186,22 @@ def quantize_calibrated(
     """
     lowered = lower(graph)
     calibration = calibrate_graph(lowered, images, bits, input_bits)
-    return quantize_graph(lowered, bits, calibration.input_bits, calibration.shares), calibration
+    quantized = quantize_graph(lowered, bits, calibration.input_bits, calibration.shares)
+    deployed = compare_rates(calibration.layers, deployed_rates(quantized, images))
+    return quantized, replace(calibration, deployed=deployed)
+
+
+def deployed_rates(graph: QuantizedGraph, images: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Return the firing rate of each population of the integer network [spikes/neuron/timestep].
+
+    Parameters
+    ----------
+    graph : QuantizedGraph
+    images : array of float, (N, *shape) or (T, N, *shape)
+    """
+    run = FastEngine(graph, threads=1).run(graph.input.quantize(images))
+    updates = {p.name: len(run.potential) * graph.timesteps * p.size for p in graph.populations}
+    return {name: int(counts.spikes.sum()) / updates[name] for name, counts in run.counts.items()}
 
 
 def evaluation_set(model: Model, data: str | None, root: str | None, limit: int | None) -> EvaluationSet | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from stars_deploy.artifacts import existing_file
 from stars_deploy.data import load_calibration
-from stars_deploy.engine import FastEngine
 from stars_deploy.errors import ConfigError, DataError
-from stars_deploy.export.calibration import Calibration, compare_rates
+from stars_deploy.export.calibration import Calibration, LayerReport
 from stars_deploy.graph import Normalize, SpikingGraph
+from stars_deploy.lowering.chains import fresh_name
 from stars_deploy.lowering.passes import canonicalize
 from stars_deploy.pipeline.directory import IMAGES, RunDirectory, as_pixels
 from stars_deploy.pipeline.models import Reading, open_model, quantize_calibrated
@@ -58,7 +58,16 @@ class Quantised:
     origin: SpikingGraph | None
     calibrated_on: str
     calibration: Calibration | None = None
-    warnings: tuple[str, ...] = ()
+
+    @property
+    def layers(self) -> tuple[LayerReport, ...]:
+        """What quantisation did to each layer; empty where nothing was quantised."""
+        return () if self.calibration is None else self.calibration.layers
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know of that."""
+        return () if self.calibration is None else self.calibration.warnings
 
 
 def quantise_model(
@@ -85,11 +94,12 @@ def quantise_model(
 def _quantise_nir(
     path: Path, timesteps: int | None, bits: int | None, input_bits: int | None, importing: Importing
 ) -> Quantised:
-    from stars_deploy.targets.nir_graph import read_integers, read_nir  # loads NIR
+    from stars_deploy.targets.nir_graph import read_nir, round_file  # loads NIR
 
     file = read_nir(path, dt=importing.dt, timesteps=timesteps, recurrent_delay=importing.recurrent_delay)
-    if file.rounding is not None and bits is None and input_bits is None and importing.calibration is None:
-        graph = read_integers(path, timesteps)
+    asked = (bits, input_bits, importing.calibration, importing.mean, importing.std)
+    if file.rounding is not None and asked == (None,) * len(asked):
+        graph = round_file(file, path)
         return Quantised(graph=graph, origin=file.graph, calibrated_on="nothing: the scales are those of the file")
     canonical = canonicalize(_normalized(file.graph, importing))
     images, source = _calibration_images(canonical, _known(input_bits), importing.calibration, None)
@@ -106,8 +116,7 @@ def _normalized(graph: SpikingGraph, importing: Importing) -> SpikingGraph:
         raise ConfigError("--mean, --std", "given", "only for a file that does not state its own normalisation")
     if len(mean) != channels or len(std) != channels:
         raise ConfigError("--mean, --std", f"{len(mean)} and {len(std)} numbers", f"{channels}, one a channel")
-    names = {node.name for node in graph.nodes}
-    name = next(f"normalize{mark}" for mark in ("", *range(len(names))) if f"normalize{mark}" not in names)
+    name = fresh_name("normalize", {node.name for node in graph.nodes})
     node = Normalize(name=name, mean=np.array(mean), std=np.array(std))
     source = graph.input.name
     edges = tuple((name if one == source else one, other) for one, other in graph.edges)
@@ -133,26 +142,7 @@ def _calibrated(
     canonical: SpikingGraph, images: npt.NDArray[Any], source: str, bits: int | None, input_bits: int | None
 ) -> Quantised:
     graph, calibration = quantize_calibrated(canonical, images, _known(bits), _known(input_bits))
-    return Quantised(
-        graph=graph,
-        origin=canonical,
-        calibrated_on=source,
-        calibration=calibration,
-        warnings=(*calibration.warnings, *compare_rates(calibration.layers, deployed_rates(graph, images))),
-    )
-
-
-def deployed_rates(graph: QuantizedGraph, images: npt.NDArray[Any]) -> dict[str, float]:
-    """Return the firing rate of each population of the integer network [spikes/neuron/timestep].
-
-    Parameters
-    ----------
-    graph : QuantizedGraph
-    images : array of float, (N, *shape) or (T, N, *shape)
-    """
-    run = FastEngine(graph, threads=1).run(graph.input.quantize(images))
-    updates = {p.name: len(run.potential) * graph.timesteps * p.size for p in graph.populations}
-    return {name: int(counts.spikes.sum()) / updates[name] for name, counts in run.counts.items()}
+    return Quantised(graph=graph, origin=canonical, calibrated_on=source, calibration=calibration)
 
 
 def _calibration_images(
@@ -185,8 +175,6 @@ def _opened(path: Path, timesteps: int | None, bits: int | None, input_bits: int
     origin = model.origin(graph.timesteps)
     if graph is not model.graph and model.directory is not None:
         return Quantised(graph=graph, origin=origin, calibrated_on=f"synthetic images of {path}")
-    if origin is not None:
-        origin = replace(origin, timesteps=graph.timesteps)
     return Quantised(graph=graph, origin=origin, calibrated_on="nothing: the integers are those of the file")
 
 

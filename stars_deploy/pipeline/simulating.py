@@ -94,11 +94,12 @@ def simulate_model(
     recording: Recording | None = None,
     observer: Observer | None = None,
 ) -> Simulation:
-    """Run a built directory or a ``.net`` over an evaluation set: accuracy, spikes, synops, latency, energy.
+    """Run a network over an evaluation set: accuracy, spikes, synops, latency, energy.
 
     Parameters
     ----------
     path : path
+        What :func:`~stars_deploy.pipeline.models.open_model` opens.
     data, root, limit
         Evaluation set, or an ``.npz`` of payloads (:func:`stars_deploy.data.load_payloads`); by default the set of the
         build, else held-out synthetic images, else noise (counts only).

@@ -16,7 +16,7 @@ from stars_deploy.targets.nir_graph.reader import NirFile, read_nir
 from stars_deploy.targets.nir_graph.writer import write_nir
 from stars_deploy.targets.reference import run_reference
 
-__all__ = ["TARGET", "NirFile", "NirTarget", "read_integers", "read_nir", "write_nir"]
+__all__ = ["TARGET", "NirFile", "NirTarget", "read_integers", "read_nir", "round_file", "write_nir"]
 
 
 def read_integers(path: str | os.PathLike[str], timesteps: int | None = None) -> QuantizedGraph:
@@ -34,7 +34,17 @@ def read_integers(path: str | os.PathLike[str], timesteps: int | None = None) ->
         If it holds no rounding (a stranger's file, of which integers are still to be made) or one that does not fit, or
         as :func:`~stars_deploy.targets.nir_graph.reader.read_nir`.
     """
-    file = read_nir(path, timesteps=timesteps)
+    return round_file(read_nir(path, timesteps=timesteps), path)
+
+
+def round_file(file: NirFile, path: str | os.PathLike[str]) -> QuantizedGraph:
+    """Return the integers of `file`, which was read from `path`.
+
+    Raises
+    ------
+    FormatError
+        If it holds no rounding, or one that does not fit.
+    """
     if file.rounding is None:
         raise FormatError(
             str(path),
