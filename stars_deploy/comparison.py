@@ -1,4 +1,4 @@
-"""Accuracy beside latency and energy over the number of timesteps: one row a setting, the Pareto-best marked."""
+"""Accuracy beside latency and energy over settings: one row a setting, the Pareto-best marked."""
 
 from __future__ import annotations
 
@@ -11,25 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stars_deploy.activity import Activity
 from stars_deploy.artifacts import written_whole
-from stars_deploy.baseline import AnnBaseline, estimate_baseline
 from stars_deploy.bounds import find_overflow
-from stars_deploy.energy import EnergyEstimate, estimate_energy
+from stars_deploy.cost import Cost, estimate_cost, summarize_messages
 from stars_deploy.errors import ConfigError, DataError
-from stars_deploy.hardware import ChipProfile, CoreEstimate, estimate_cores
-from stars_deploy.latency import LatencyEstimate, estimate_latency
+from stars_deploy.hardware import ChipProfile
 from stars_deploy.quantized import QuantizedGraph
-from stars_deploy.simulate import Engine, Evaluation, Progress, run_evaluation
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What one inference costs on a chip, with the ANN beside it."""
-
-    cores: CoreEstimate
-    latency: LatencyEstimate
-    energy: EnergyEstimate
-    ann: AnnBaseline
+from stars_deploy.simulate import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,34 +53,9 @@ class ComparisonRow:
     reason: str = ""
 
 
-def estimate_cost(
-    graph: QuantizedGraph, evaluation: Evaluation, profile: ChipProfile, *, teacher_macs: int | None = None
-) -> Cost:
-    """Return cores, latency and energy of `evaluation` (of `graph`) on the chip of `profile`, and the ANN's figures."""
-    cores = estimate_cores(graph, profile)
-    latency = estimate_latency(graph, evaluation, profile, cores)
-    return Cost(
-        cores=cores,
-        latency=latency,
-        energy=estimate_energy(evaluation, profile, cores, latency),
-        ann=estimate_baseline(graph, evaluation, teacher_macs=teacher_macs),
-    )
-
-
-def summarize_cost(cost: Cost) -> dict[str, Any]:
-    """Return the ``hardware``, ``latency_s``, ``energy_j`` and ``ann`` sections of ``report.json``."""
-    return {
-        "hardware": asdict(cost.cores),
-        "latency_s": asdict(cost.latency),
-        "energy_j": asdict(cost.energy),
-        "ann": asdict(cost.ann),
-    }
-
-
-def compare_graphs(
-    graphs: Sequence[QuantizedGraph],
-    images: npt.ArrayLike,
-    labels: npt.ArrayLike | None,
+def make_row(
+    graph: QuantizedGraph,
+    activity: Activity,
     profile: ChipProfile,
     *,
     built: QuantizedGraph | None = None,
@@ -99,65 +63,52 @@ def compare_graphs(
     teacher_predictions: npt.ArrayLike | None = None,
     teacher_macs: int | None = None,
     model: str = "",
-    engine: Engine | None = None,
-    progress: Progress | None = None,
-) -> list[ComparisonRow]:
-    """Run each of `graphs` at its own number of timesteps, and say which settings are Pareto-best.
+) -> ComparisonRow:
+    """Return the row of one setting, not yet judged: see :func:`mark_pareto`.
 
-    A row whose accumulators could leave 24 bits says so in its note.
+    If accumulators could leave 24 bits the note says so.
 
     Parameters
     ----------
-    graphs : sequence of QuantizedGraph
-        Settings of one model, one row each.
-    images, labels, profile, engine
-        As for :func:`stars_deploy.simulate.run_evaluation` and :func:`estimate_cost`.
+    graph, activity, profile
+        As for :func:`stars_deploy.cost.estimate_cost`.
     built : QuantizedGraph, optional
         The network as it was built; a row at other timesteps or weight bits says so.
     quantized_again : bool
         Whether the integers of other settings were made for them, or are those of `built`.
     teacher_predictions : array of int, (samples,), optional
-        The teacher's answers to `images`, for the fidelity.
+        The teacher's answers to the same images, for the fidelity.
     teacher_macs, model
-        As for :func:`stars_deploy.baseline.estimate_baseline`; a name for the rows.
-    progress : callable, optional
-        ``progress(done, total)`` [samples], over all settings together.
+        As for :func:`stars_deploy.baseline.estimate_baseline`; a name for the row.
 
     Raises
     ------
-    ConfigError, DataError
-        No graphs; an evaluation set or teacher's answers that do not fit.
+    ConfigError
+        If the network does not fit the chip.
+    DataError
+        If the teacher's answers do not fit.
     """
-    if not graphs:
-        raise ConfigError("settings", "none", "at least one", "give for example --timesteps 1,2,4,8")
-    rows = []
-    for index, graph in enumerate(graphs):
-        told = None if progress is None else _shifted(progress, index, len(graphs))
-        evaluation = run_evaluation(graph, images, labels, engine=engine, progress=told)
-        rows.append(
-            ComparisonRow(
-                model=model,
-                weight_bits=_weight_bits(graph),
-                evaluation=evaluation,
-                fidelity=_agreement(evaluation, teacher_predictions),
-                cost=estimate_cost(graph, evaluation, profile, teacher_macs=teacher_macs),
-                note="; ".join(filter(None, (_origin(graph, built, quantized_again), find_overflow(graph)))),
-            )
-        )
-    return mark_pareto(rows)
+    return ComparisonRow(
+        model=model,
+        weight_bits=_weight_bits(graph),
+        evaluation=activity.evaluation,
+        fidelity=_agreement(activity.evaluation, teacher_predictions),
+        cost=estimate_cost(graph, activity, profile, teacher_macs=teacher_macs),
+        note="; ".join(filter(None, (_origin(graph, built, quantized_again), find_overflow(graph)))),
+    )
 
 
 def mark_pareto(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
-    """Return `rows`, of one evaluation set and one chip, with ``pareto`` and ``reason`` filled in.
+    """Return `rows`, of one evaluation set, with ``pareto`` and ``reason`` filled in.
 
-    Accuracy against nominal total energy; fidelity in place of accuracy where not every row has an accuracy.
+    Accuracy against nominal total energy, among the rows of one chip; fidelity in place of accuracy where not every row
+    has an accuracy.
     """
     for measure in ("accuracy", "fidelity"):
         scores = [row.evaluation.accuracy if measure == "accuracy" else row.fidelity for row in rows]
         known = [score for score in scores if score is not None]
         if len(known) == len(rows):
-            energies = [row.cost.energy.total.nominal for row in rows]
-            return [_judged(rows, known, energies, index, measure) for index in range(len(rows))]
+            return [_judged(rows, known, index, measure) for index in range(len(rows))]
     return [replace(row, pareto=None, reason="neither accuracy nor fidelity is known") for row in rows]
 
 
@@ -200,10 +151,6 @@ def _origin(graph: QuantizedGraph, built: QuantizedGraph | None, quantized_again
     return f"integers made for T = {built.timesteps}, run as is"
 
 
-def _shifted(progress: Progress, index: int, settings: int) -> Progress:
-    return lambda done, total: progress(index * total + done, settings * total)
-
-
 def _agreement(evaluation: Evaluation, teacher_predictions: npt.ArrayLike | None) -> float | None:
     if teacher_predictions is None:
         return None
@@ -217,14 +164,15 @@ def _agreement(evaluation: Evaluation, teacher_predictions: npt.ArrayLike | None
     return float((evaluation.predictions == answers).mean())
 
 
-def _judged(
-    rows: Sequence[ComparisonRow], scores: list[float], energies: list[float], index: int, measure: str
-) -> ComparisonRow:
-    score, energy = scores[index], energies[index]
+def _judged(rows: Sequence[ComparisonRow], scores: list[float], index: int, measure: str) -> ComparisonRow:
+    energies = [row.cost.energy.total.nominal for row in rows]
+    chip, score, energy = rows[index].cost.energy.profile, scores[index], energies[index]
     better = [
         other
         for other in range(len(rows))
-        if scores[other] >= score and energies[other] <= energy and (scores[other] > score or energies[other] < energy)
+        if rows[other].cost.energy.profile == chip
+        and (scores[other] >= score and energies[other] <= energy)
+        and (scores[other] > score or energies[other] < energy)
     ]
     if not better:
         return replace(
@@ -232,15 +180,20 @@ def _judged(
         )
     # Of all that dominate it, name one that is itself on the front.
     best = min(better, key=lambda other: (energies[other], -scores[other]))
-    name = " ".join(filter(None, [rows[best].model, f"T = {rows[best].evaluation.timesteps}"]))
     reason = (
-        f"{name} has {measure} {scores[best]:.4f} against {score:.4f} for {energies[best]:.3g} J against {energy:.3g} J"
+        f"{_named(rows[best])} has {measure} {scores[best]:.4f} against {score:.4f} "
+        f"for {energies[best]:.3g} J against {energy:.3g} J"
     )
     return replace(rows[index], pareto=False, reason=reason)
 
 
+def _named(row: ComparisonRow) -> str:
+    return " ".join(filter(None, [row.model, f"T = {row.evaluation.timesteps}, {row.weight_bits} bits"]))
+
+
 def _flat(row: ComparisonRow) -> dict[str, Any]:
-    counts, cost = row.evaluation.totals(), row.cost
+    cost = row.cost
+    counts = {**row.evaluation.totals(), **summarize_messages(cost)}
     intervals = {
         "latency_first_output_s": cost.latency.first_output,
         "latency_per_inference_s": cost.latency.per_inference,
@@ -248,30 +201,30 @@ def _flat(row: ComparisonRow) -> dict[str, Any]:
         "energy_static_j": cost.energy.static,
         "energy_total_j": cost.energy.total,
     }
+    counted = ("spikes", "messages", "synops", "spike_synops", "input_synops", "dense_synops", "neuron_updates")
     flat: dict[str, Any] = {
         "model": row.model,
         "timesteps": row.evaluation.timesteps,
         "weight_bits": row.weight_bits,
+        "hardware": cost.energy.profile,
         "samples": row.evaluation.samples,
         "accuracy": row.evaluation.accuracy,
         "fidelity": row.fidelity,
         "firing_rate": cost.ann.spike_rate,
-        **{name: counts[name] for name in ("spikes", "messages", "synops", "spike_synops", "input_synops")},
-        "neuron_updates": counts["neuron_updates"],
+        **{name: counts[name] for name in counted},
     }
     for name, interval in intervals.items():
         flat.update({f"{name}_{corner}": value for corner, value in asdict(interval).items()})
     return {
         **flat,
-        "latency_layer": cost.latency.layer,
-        "latency_term": cost.latency.term,
-        "hardware": cost.cores.profile,
-        "cores": cost.cores.cores,
-        "chips": cost.cores.chips,
+        "latency_layer": cost.latency.binding.layer,
+        "latency_term": cost.latency.binding.term,
+        "cores": len(cost.mapping.cores),
+        "chips": cost.mapping.chips,
         "ann_macs": cost.ann.macs,
         "ann_energy_45nm_int8_arithmetic_j": cost.ann.energy_j,
         "spikes_per_synapse": cost.ann.spikes_per_synapse,
         "pareto": row.pareto,
         "reason": row.reason,
-        "note": row.note,
+        "note": "; ".join(filter(None, (row.note, *cost.mapping.notes))),
     }

@@ -137,7 +137,8 @@ def print_costs(console: Console, summary: Mapping[str, Any]) -> None:
     ]
     console.print(
         table(
-            f"estimate for {hardware['profile']}, not measured: {hardware['cores']} cores, {hardware['chips']} chip",
+            f"estimate for {hardware['profile']}, not measured: {_number(hardware['cores'], 'core')}, "
+            f"{_number(hardware['chips'], 'chip')}",
             ["", "nominal (low .. high)"],
             lines,
             f"{latency['caveat']}; ANN: {ann['label']}",
@@ -178,3 +179,7 @@ def print_comparison(console: Console, rows: Sequence[Mapping[str, Any]]) -> Non
             f"{engineering(first['ann_energy_45nm_int8_arithmetic_j'], 'J')} (45 nm int8, arithmetic only)",
         )
     )
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

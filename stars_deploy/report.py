@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from stars_deploy.bounds import prove_bounds
-from stars_deploy.comparison import Cost, summarize_cost
 from stars_deploy.config import BuildConfig
+from stars_deploy.cost import Cost, summarize_cost
 from stars_deploy.export.calibration import Calibration, LayerReport
 from stars_deploy.provenance import versions
 from stars_deploy.quantized import QuantizedGraph
-from stars_deploy.simulate import Evaluation, summarize_counts
+from stars_deploy.simulate import Evaluation
 from stars_deploy.verification import Verification
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RECONSTRUCTED = (
     "RCA and TAR are reconstructed from the abstract of STARS (arXiv 2605.27409): the formulas are ours, and no number "
     "here confirms or refutes the paper."
@@ -68,8 +68,7 @@ def compose_report(
         "fidelity": dict(fidelity),
         "verification": {item.target: summarize_verification(item, sample_source) for item in verifications},
         "quantization": _quantization(config, graph, calibration),
-        "counts": summarize_counts(evaluation),
-        **summarize_cost(cost),
+        **summarize_cost(graph, evaluation, cost),
         "provenance": {
             "seed": config.seed,
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

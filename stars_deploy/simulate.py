@@ -9,83 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stars_deploy.engine import DEFAULT_MEMORY, FastEngine
-from stars_deploy.errors import ConfigError, DataError, TargetError
+from stars_deploy.engines import Engine, Measurement, fast_engine
+from stars_deploy.errors import ConfigError, DataError
 from stars_deploy.quantized import IntArray, QuantizedGraph
-from stars_deploy.synops import LayerCounts, count_batch, wire_up
-from stars_deploy.targets.base import SpikeRecord
+from stars_deploy.synops import LayerCounts, NeuronSums, merge_sums
 
-#: Runs a graph on a batch of quantised images, (B, *shape) or (T, B, *shape) [LSB], and returns every spike.
-Execute = Callable[[QuantizedGraph, IntArray], SpikeRecord]
 #: What a pixel takes while it is quantised: two doubles and two integers.
 _PIXEL_BYTES = 32
 #: Told how many samples of how many are done.
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """What a batch gave: the class of each sample, (B,), and the counts of each population, summed over the batch."""
-
-    classes: npt.NDArray[np.int64]
-    counts: Mapping[str, LayerCounts]
-
-
-#: Runs a batch of quantised images, (B, *shape) or (T, B, *shape) [LSB].
-Measure = Callable[[IntArray], Measurement]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Engine:
-    """What runs networks.
-
-    Parameters
-    ----------
-    prepare : callable
-        Makes a graph ready for measuring.
-    samples : int
-        Most samples that it should be given at a time.
-    """
-
-    prepare: Callable[[QuantizedGraph], Measure]
-    samples: int
-
-
-def fast_engine(threads: int | None = None, memory: int = DEFAULT_MEMORY) -> Engine:
-    """Return the engine that counts while it runs, without keeping spikes.
-
-    Parameters
-    ----------
-    threads, memory
-        See :class:`stars_deploy.engine.FastEngine`.
-    """
-
-    def prepare(graph: QuantizedGraph) -> Measure:
-        engine = FastEngine(graph, threads=threads, memory=memory)
-
-        def measure(images: IntArray) -> Measurement:
-            run = engine.run(images)
-            return Measurement(classes=run.classes(), counts=run.counts)
-
-        return measure
-
-    return Engine(prepare=prepare, samples=256)
-
-
-def recording_engine(execute: Execute) -> Engine:
-    """Return an engine that has `execute` record every spike, and counts them afterwards."""
-
-    def prepare(graph: QuantizedGraph) -> Measure:
-        wires = wire_up(graph)
-
-        def measure(images: IntArray) -> Measurement:
-            record = execute(graph, images)
-            _check_record(graph, record, images.shape[1 if graph.input.over_time(images) else 0])
-            return Measurement(classes=record.classes(), counts=count_batch(graph, wires, record, images))
-
-        return measure
-
-    return Engine(prepare=prepare, samples=32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +73,8 @@ class LayerActivity:
             "dense_synops": sum(self.dense_synops_per_step),
             "neuron_updates": self.neuron_updates,
             "active_updates": sum(self.active_per_step),
+            "inactive_updates": self.neuron_updates - sum(self.active_per_step),
             "spikes": sum(self.spikes_per_step),
-            "messages": sum(self.spikes_per_step),
         }
 
 
@@ -157,9 +89,11 @@ class Evaluation:
         Share of right answers; None where there are no labels.
     predictions : array of int, (samples,)
     input_messages : float
-        Messages of the input for one inference: non-zero pixels x timesteps; none where the image sets biases.
+        Non-zero pixels x timesteps of one inference, which the input sends; none where the image sets biases.
     layers : tuple of LayerActivity
         In the order of the graph's populations.
+    sums : NeuronSums or None
+        What each neuron did, summed over all samples, where it was asked for.
     """
 
     timesteps: int
@@ -168,15 +102,15 @@ class Evaluation:
     predictions: npt.NDArray[np.int64]
     input_messages: float
     layers: tuple[LayerActivity, ...]
+    sums: NeuronSums | None = None
 
     def totals(self) -> dict[str, float]:
-        """Return the counts of one inference summed over layers; ``messages`` includes those of the input."""
+        """Return the counts of one inference summed over layers."""
         total = dict.fromkeys(self.layers[0].totals(), 0.0)
         for layer in self.layers:
             for name, count in layer.totals().items():
                 total[name] += count
         total["input_messages"] = self.input_messages
-        total["messages"] += self.input_messages
         return total
 
 
@@ -189,6 +123,7 @@ def run_evaluation(
     image_memory: int = 64 << 20,
     timesteps: int | None = None,
     engine: Engine | None = None,
+    per_neuron: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Run `graph` over an evaluation set in batches, and count.
@@ -208,6 +143,8 @@ def run_evaluation(
         In place of ``graph.timesteps``; prove the bounds for it first.
     engine : Engine, optional
         :func:`fast_engine` unless another is given.
+    per_neuron : bool
+        Count each neuron apart as well: 16 bytes for each neuron and timestep.
     progress : callable, optional
         ``progress(done, total)`` [samples], after each batch.
 
@@ -227,60 +164,62 @@ def run_evaluation(
             raise ConfigError(name, value, "at least 1", f"ask for a {name} of one or more")
     runner = engine or fast_engine()
     network = graph if timesteps is None else graph.with_timesteps(timesteps)
-    pixels = _checked_images(network, images)
+    pixels = check_images(network, images)
     truth = None if labels is None else _checked_labels(network, labels, len(pixels))
     size = batch_size or max(1, min(runner.samples, image_memory // (_PIXEL_BYTES * pixels[0].size)))
-    predictions, messages, counts = _run_batches(network, pixels, size, runner.prepare(network), progress)
+    prepared = runner.prepare(network)
+    collected = _run_batches(network, pixels, size, lambda frames: prepared.measure(frames, per_neuron), progress)
     return Evaluation(
         timesteps=network.timesteps,
         samples=len(pixels),
-        accuracy=None if truth is None else float((predictions == truth).mean()),
-        predictions=predictions,
-        input_messages=messages / len(pixels),
-        layers=tuple(_mean(name, network.population(name).size, layer, len(pixels)) for name, layer in counts.items()),
+        accuracy=None if truth is None else float((collected.predictions == truth).mean()),
+        predictions=collected.predictions,
+        input_messages=collected.input_messages / len(pixels),
+        layers=tuple(
+            _mean(name, network.population(name).size, layer, len(pixels)) for name, layer in collected.counts.items()
+        ),
+        sums=collected.sums,
     )
 
 
-def summarize_counts(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the ``counts`` of ``report.json``: per inference and per layer, means over the evaluation set."""
-    return {
-        "samples": evaluation.samples,
-        "timesteps": evaluation.timesteps,
-        "per_inference": evaluation.totals(),
-        "per_layer": [
-            {
-                "name": layer.name,
-                "neurons": layer.neurons,
-                **layer.totals(),
-                "firing_rate": layer.firing_rate,
-                "synops_per_step": list(layer.synops_per_step),
-                "spikes_per_step": list(layer.spikes_per_step),
-            }
-            for layer in evaluation.layers
-        ],
-    }
+def as_frames(graph: QuantizedGraph, images: npt.NDArray[Any]) -> IntArray:
+    """Return images quantised, (B, *shape) or with time first (T, B, *shape) [LSB], as engines take them."""
+    steps = images.astype(np.int64) if _is_quantized(images) else graph.input.quantize(images)
+    return steps.swapaxes(0, 1) if graph.input.over_time(steps) else steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Collected:
+    predictions: IntArray
+    input_messages: int
+    counts: Mapping[str, LayerCounts]
+    sums: NeuronSums | None
 
 
 def _run_batches(
-    graph: QuantizedGraph, pixels: npt.NDArray[Any], batch_size: int, measure: Measure, progress: Progress | None
-) -> tuple[IntArray, int, dict[str, LayerCounts]]:
-    """Return the predictions, the input's messages and the counts of each population, summed over all samples."""
+    graph: QuantizedGraph,
+    pixels: npt.NDArray[Any],
+    batch_size: int,
+    measure: Callable[[IntArray], Measurement],
+    progress: Progress | None,
+) -> _Collected:
+    """Return the predictions, and the counts summed over all samples."""
     counts: dict[str, LayerCounts] = {}
+    sums: NeuronSums | None = None
     predictions, messages = np.zeros(len(pixels), np.int64), 0
     for start in range(0, len(pixels), batch_size):
-        batch = pixels[start : start + batch_size]
-        steps = batch.astype(np.int64) if _is_quantized(batch) else graph.input.quantize(batch)
-        frames = steps.swapaxes(0, 1) if graph.input.over_time(steps) else steps
+        frames = as_frames(graph, pixels[start : start + batch_size])
         measured = measure(frames)
         for name, layer in measured.counts.items():
             counts[name] = counts[name] + layer if name in counts else layer
+        sums = measured.sums if sums is None else merge_sums([sums, measured.sums])
         if not graph.input.biases:
-            messages += int(np.count_nonzero(steps)) * (1 if graph.input.over_time(steps) else graph.timesteps)
-        predictions[start : start + len(steps)] = measured.classes
+            messages += int(np.count_nonzero(frames)) * (1 if graph.input.over_time(frames) else graph.timesteps)
+        predictions[start : start + len(measured.classes)] = measured.classes
         if progress is not None:
-            progress(start + len(steps), len(pixels))
+            progress(start + len(measured.classes), len(pixels))
     predictions.setflags(write=False)
-    return predictions, messages, counts
+    return _Collected(predictions=predictions, input_messages=messages, counts=counts, sums=sums)
 
 
 def _mean(name: str, neurons: int, counts: LayerCounts, samples: int) -> LayerActivity:
@@ -302,7 +241,8 @@ def _is_quantized(images: npt.NDArray[Any]) -> bool:
     return bool(np.issubdtype(images.dtype, np.integer))
 
 
-def _checked_images(graph: QuantizedGraph, images: npt.ArrayLike) -> npt.NDArray[Any]:
+def check_images(graph: QuantizedGraph, images: npt.ArrayLike) -> npt.NDArray[Any]:
+    """Return images as an array if they fit the input of `graph`; raises as :func:`run_evaluation`."""
     try:
         array = np.asarray(images)
     except ValueError as error:
@@ -330,12 +270,3 @@ def _checked_labels(graph: QuantizedGraph, labels: npt.ArrayLike, samples: int) 
             "evaluate on the data set that the teacher was trained for",
         )
     return array
-
-
-def _check_record(graph: QuantizedGraph, record: SpikeRecord, samples: int) -> None:
-    for population in graph.populations:
-        expected = (graph.timesteps, samples, *population.shape)
-        spikes = record.spikes.get(population.name)
-        if spikes is None or spikes.shape != expected:
-            got = "no spikes" if spikes is None else f"spikes of shape {spikes.shape}"
-            raise TargetError(population.name, f"the engine returned {got}", f"{expected}")

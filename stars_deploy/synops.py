@@ -8,7 +8,7 @@ weight that would look into the padding is never met. A graded input message mee
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -105,6 +105,36 @@ class LayerCounts:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class NeuronSums:
+    """What each neuron did at each timestep, summed over samples.
+
+    Parameters
+    ----------
+    sent : mapping of str to array of int, (T, *shape)
+        Messages of the input (non-zero pixels; none where the image sets biases) and spikes of each population.
+    active : mapping of str to array of int, (T, *shape)
+        Of each population: samples in which the neuron received something through a non-zero weight, or fired.
+    """
+
+    sent: Mapping[str, IntArray]
+    active: Mapping[str, IntArray]
+
+
+def merge_sums(parts: Sequence[NeuronSums | None]) -> NeuronSums | None:
+    """Return the sums over all `parts`; None if one of them is, or if there are none."""
+    known = [part for part in parts if part is not None]
+    if not known or len(known) != len(parts):
+        return None
+    first, *others = known
+    if not others:
+        return first
+    return NeuronSums(
+        sent={name: sum((part.sent[name] for part in others), sums) for name, sums in first.sent.items()},
+        active={name: sum((part.active[name] for part in others), sums) for name, sums in first.active.items()},
+    )
+
+
 def wire_up(graph: QuantizedGraph) -> tuple[Wire, ...]:
     """Return the synapses of `graph`, prepared for :func:`count_batch`."""
     return tuple(
@@ -127,8 +157,26 @@ def _stored(projection: Projection, delay: int, shape: tuple[int, ...]) -> IntAr
     return stored
 
 
-def count_batch(
+def find_active(
     graph: QuantizedGraph, wires: tuple[Wire, ...], record: SpikeRecord, images: IntArray
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return which neurons received something through a non-zero weight or fired, (T, B, *shape) for each population.
+
+    Parameters as for :func:`count_batch`.
+    """
+    sent = _messages(graph, record, images)
+    active = {population.name: sent[population.name].copy() for population in graph.populations}
+    for wire in wires:
+        _touch(active[wire.projection.target], wire, sent[wire.projection.source])
+    return active
+
+
+def count_batch(
+    graph: QuantizedGraph,
+    wires: tuple[Wire, ...],
+    record: SpikeRecord,
+    images: IntArray,
+    active: Mapping[str, npt.NDArray[np.bool_]] | None = None,
 ) -> dict[str, LayerCounts]:
     """Count what a batch made each population do.
 
@@ -141,39 +189,60 @@ def count_batch(
         Spikes (T, B, *shape).
     images : array of int, (B, *shape) or (T, B, *shape) [LSB]
         A pixel of 0 sends no message; one that sets a bias sends none at all.
+    active : mapping of str to array of bool, optional
+        From :func:`find_active`, where that is known already.
 
     Returns
     -------
     dict of str to LayerCounts
         Sums over the batch. A spike whose delay would bring it in after the last timestep meets no weight.
     """
-    sent = {graph.input.name: present(graph, images != 0), **record.spikes}
-    return {population.name: _count_layer(graph, population.name, wires, sent) for population in graph.populations}
+    sent = _messages(graph, record, images)
+    busy = find_active(graph, wires, record, images) if active is None else active
+    return {name: _count_layer(graph, name, wires, sent, marks) for name, marks in busy.items()}
+
+
+def sum_neurons(
+    graph: QuantizedGraph, record: SpikeRecord, images: IntArray, active: Mapping[str, npt.NDArray[np.bool_]]
+) -> NeuronSums:
+    """Return the sums of each neuron over a batch; `active` from :func:`find_active`."""
+    sent = _messages(graph, record, images)
+    return NeuronSums(
+        sent={name: flags.sum(axis=1, dtype=np.int64) for name, flags in sent.items()},
+        active={name: flags.sum(axis=1, dtype=np.int64) for name, flags in active.items()},
+    )
+
+
+def _messages(graph: QuantizedGraph, record: SpikeRecord, images: IntArray) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return what the input and each population send, (T, B, *shape) each."""
+    pixels = present(graph, images != 0)
+    return {graph.input.name: np.zeros_like(pixels) if graph.input.biases else pixels, **record.spikes}
 
 
 def _count_layer(
-    graph: QuantizedGraph, name: str, wires: tuple[Wire, ...], sent: Mapping[str, npt.NDArray[np.bool_]]
+    graph: QuantizedGraph,
+    name: str,
+    wires: tuple[Wire, ...],
+    sent: Mapping[str, npt.NDArray[np.bool_]],
+    active: npt.NDArray[np.bool_],
 ) -> LayerCounts:
     steps = graph.timesteps
     from_spikes, from_input, dense = (np.zeros(steps, np.int64) for _ in range(3))
-    fired = sent[name]
-    touched = fired.copy()
     for wire in wires:
         if wire.projection.target != name or wire.delay >= steps:
             continue
         source = wire.projection.source
         messages = sent[source].reshape(*sent[source].shape[:2], -1).sum(axis=1)
-        _touch(touched, wire, sent[source])
         arriving = messages[: steps - wire.delay]
         (from_input if source == graph.input.name else from_spikes)[wire.delay :] += arriving @ wire.effective
         dense[wire.delay :] += arriving @ wire.stored
     per_step = (steps, -1)
     return LayerCounts(
-        spikes=fired.reshape(per_step).sum(axis=1),
+        spikes=sent[name].reshape(per_step).sum(axis=1),
         spike_synops=from_spikes,
         input_synops=from_input,
         dense_synops=dense,
-        active=touched.reshape(per_step).sum(axis=1),
+        active=active.reshape(per_step).sum(axis=1),
     )
 
 

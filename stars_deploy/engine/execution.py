@@ -46,26 +46,32 @@ class Runner:
     plan : Plan
     fans : Fans
     extent : Extent
+    per_neuron : bool
+        Keep the sums of each neuron.
     """
 
-    def __init__(self, plan: Plan, fans: Fans, extent: Extent) -> None:
-        self.plan, self.extent, self._fans = plan, extent, fans
-        self.tally = Tally(plan, fans, extent.steps)
+    def __init__(self, plan: Plan, fans: Fans, extent: Extent, per_neuron: bool) -> None:
+        self.plan, self.extent, self._fans, self.per_neuron = plan, extent, fans, per_neuron
+        self.tally = Tally(plan, fans, extent.steps, per_neuron=per_neuron)
         self._space = Workspace(plan, extent)
         self._shown: Numbers = np.zeros(0)
         self._stays = True
+        self._marked: Mapping[str, SpikeArray] = {}
 
-    def run(self, images: IntArray, recorded: Mapping[str, SpikeArray]) -> tuple[IntArray, IntArray]:
+    def run(
+        self, images: IntArray, recorded: Mapping[str, SpikeArray], marked: Mapping[str, SpikeArray]
+    ) -> tuple[IntArray, IntArray]:
         """Run one chunk; return the last population's final potentials [LSB] and how often it fired, (B, N) each.
 
         Parameters
         ----------
         images : array of int, (B, *shape) or (T, B, *shape)
             No more samples than the extent.
-        recorded : mapping of str to array of bool, (T, B, *shape)
-            Filled with the spikes of these populations.
+        recorded, marked : mapping of str to array of bool, (T, B, *shape)
+            Filled with the spikes of these populations, and with which of their neurons were touched or fired.
         """
         graph, extent = self.plan.graph, self.extent
+        self._marked = marked
         self._stays = not graph.input.over_time(images)
         samples = images.shape[0 if self._stays else 1]
         output, fired = graph.output, np.zeros((samples, graph.output.size), np.int64)
@@ -91,7 +97,7 @@ class Runner:
 
     def forget(self) -> None:
         """Begin counting anew."""
-        self.tally = Tally(self.plan, self._fans, self.extent.steps)
+        self.tally = Tally(self.plan, self._fans, self.extent.steps, per_neuron=self.per_neuron)
 
     def close(self) -> None:
         """Finish the counts after the last chunk."""
@@ -135,8 +141,17 @@ class Runner:
             count_spikes(
                 self._space.frames[layer.name][: part.samples], made.touched, made.frame_of,
                 self.plan.history[layer.name], self.tally.emitted[layer.name][: part.steps],
-                self.tally.active[layer.name][part.first : part.first + part.steps],
+                self.tally.active[layer.name][: part.steps],
             )  # fmt: skip
+            if layer.name in self._marked:
+                self._mark(layer, made, part)
+
+    def _mark(self, layer: Layer, made: _Sums, part: _Slice) -> None:
+        """Record which neurons were touched or fired."""
+        touched = made.touched[:, :, : layer.size][:, made.frame_of]
+        busy = (touched != 0) | (self._sent(layer.name, part) != 0)
+        shape = self.plan.graph.shape_of(layer.name)
+        self._marked[layer.name][part.first : part.first + part.steps] = restore(busy, shape).swapaxes(0, 1)
 
     def _begin(self, layer: Layer, slot: int, looping: set[str], part: _Slice) -> _Sums:
         """Return the sums of a layer with all that comes from outside its block."""

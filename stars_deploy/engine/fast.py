@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from stars_deploy.engine.tally import Fans
 from stars_deploy.engine.workspace import Extent, choose_extent
 from stars_deploy.errors import ConfigError
 from stars_deploy.quantized import IntArray, QuantizedGraph
-from stars_deploy.synops import LayerCounts
+from stars_deploy.synops import LayerCounts, NeuronSums, merge_sums
 from stars_deploy.targets.base import SpikeArray, SpikeRecord, choose_classes
 from stars_deploy.targets.reference import check_images
 
@@ -34,16 +34,21 @@ class FastRun:
         Membrane potential of the last population after the last timestep.
     counts : mapping of str to LayerCounts
         Sums over the batch, for each population.
-    spikes : mapping of str to array of bool, (T, B, *shape)
-        Of the populations that were to be recorded.
+    spikes, active : mapping of str to array of bool, (T, B, *shape)
+        Spikes of the populations that were to be recorded; and where asked for, which of their neurons received
+        something through a non-zero weight or fired.
     output_spikes : array of int, (B, N)
         Spikes of the last population over all timesteps.
+    sums : NeuronSums or None
+        Counts of each neuron and timestep, summed over the batch, where asked for.
     """
 
     potential: IntArray
     counts: Mapping[str, LayerCounts]
     spikes: Mapping[str, SpikeArray]
     output_spikes: IntArray
+    active: Mapping[str, SpikeArray] = field(default_factory=dict)
+    sums: NeuronSums | None = None
 
     def classes(self) -> npt.NDArray[np.int64]:
         """Return the predicted class of each sample, (B,): see :func:`stars_deploy.targets.base.choose_classes`."""
@@ -80,7 +85,9 @@ class FastEngine:
         #: Those of the last run: fresh memory costs more than running a small network in it.
         self._idle: list[Runner] = []
 
-    def run(self, images: IntArray, *, record: Collection[str] = ()) -> FastRun:
+    def run(
+        self, images: IntArray, *, record: Collection[str] = (), activity: bool = False, per_neuron: bool = False
+    ) -> FastRun:
         """Run a batch of quantised images.
 
         Parameters
@@ -89,6 +96,10 @@ class FastEngine:
             Presented at every timestep, or one frame for each.
         record : collection of str
             Populations whose spikes are kept; all are counted in any case.
+        activity : bool
+            Keep of the same populations which neurons were active as well.
+        per_neuron : bool
+            Count each neuron apart: 16 bytes for each neuron and timestep, in each thread.
 
         Raises
         ------
@@ -99,19 +110,22 @@ class FastEngine:
         """
         check_images(self.graph, images)
         samples = images.shape[1 if self.graph.input.over_time(images) else 0]
-        recorded = self._recordings(record, samples)
+        recorded, marked = self._recordings(record, samples, activity)
         threads = max(1, min(self.threads, samples))
         potential = np.zeros((samples, self.graph.output.size), np.int64)
         fired = np.zeros_like(potential)
-        memory = self.memory - 2 * potential.nbytes - sum(spikes.nbytes for spikes in recorded.values())
-        extent = choose_extent(self._plan, -(-samples // threads) or 1, memory // threads)
+        kept = sum(spikes.nbytes for spikes in (*recorded.values(), *marked.values()))
+        each = (self.memory - 2 * potential.nbytes - kept) // threads - self._sum_bytes() * per_neuron
+        extent = choose_extent(self._plan, -(-samples // threads) or 1, each)
         chunks = iter([slice(start, start + extent.samples) for start in range(0, samples, extent.samples)])
-        runners = self._take_runners(extent, threads)
+        runners = self._take_runners(extent, threads, per_neuron)
 
         def work(runner: Runner) -> None:
             for chunk in chunks:  # shared: each thread takes the next (a list's iterator is atomic)
-                parts = {name: spikes[:, chunk] for name, spikes in recorded.items()}
-                potential[chunk], fired[chunk] = runner.run(_take(self.graph, images, chunk), parts)
+                parts, marks = (
+                    {name: spikes[:, chunk] for name, spikes in arrays.items()} for arrays in (recorded, marked)
+                )
+                potential[chunk], fired[chunk] = runner.run(_take(self.graph, images, chunk), parts, marks)
             runner.close()
 
         if threads == 1:
@@ -119,30 +133,41 @@ class FastEngine:
         else:
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(work, runners))
-        counts = _merge(runners)
+        counts, sums = _merge(runners), merge_sums([runner.tally.neuron_sums() for runner in runners])
         self._idle = runners
-        return FastRun(potential=potential, counts=counts, spikes=recorded, output_spikes=fired)
+        return FastRun(
+            potential=potential, counts=counts, spikes=recorded, output_spikes=fired, active=marked, sums=sums
+        )
 
-    def _take_runners(self, extent: Extent, threads: int) -> list[Runner]:
+    def _sum_bytes(self) -> int:
+        sources = int(np.prod(self.graph.input.shape)) + 2 * sum(layer.size for layer in self._plan.layers)
+        return 8 * self.graph.timesteps * sources
+
+    def _take_runners(self, extent: Extent, threads: int, per_neuron: bool) -> list[Runner]:
         """Return runners that have counted nothing; whoever runs at the same time gets others."""
         idle, self._idle = self._idle, []
-        fitting = [runner for runner in idle if runner.extent == extent][:threads]
+        fitting = [one for one in idle if (one.extent, one.per_neuron) == (extent, per_neuron)][:threads]
         for runner in fitting:
             runner.forget()
-        return fitting + [Runner(self._plan, self._fans, extent) for _ in range(threads - len(fitting))]
+        missing = threads - len(fitting)
+        return fitting + [Runner(self._plan, self._fans, extent, per_neuron) for _ in range(missing)]
 
-    def _recordings(self, record: Collection[str], samples: int) -> dict[str, SpikeArray]:
+    def _recordings(
+        self, record: Collection[str], samples: int, activity: bool
+    ) -> tuple[dict[str, SpikeArray], dict[str, SpikeArray]]:
         names = [population.name for population in self.graph.populations]
         if unknown := set(record) - set(names):
             raise ConfigError("record", sorted(unknown), f"{names}")
         shapes = {name: (self.graph.timesteps, samples, *self.graph.shape_of(name)) for name in names if name in record}
-        needed = sum(int(np.prod(shape)) for shape in shapes.values())
+        needed = sum(int(np.prod(shape)) for shape in shapes.values()) * (2 if activity else 1)
         if needed >= self.memory:
             raise ConfigError(
                 "memory", f"{self.memory} bytes, and {needed} of recorded spikes", "more memory than spikes",
                 "record fewer layers or samples, or raise --memory",
             )  # fmt: skip
-        return {name: np.zeros(shape, np.bool_) for name, shape in shapes.items()}
+        spikes = {name: np.zeros(shape, np.bool_) for name, shape in shapes.items()}
+        marks = {name: np.zeros(shape, np.bool_) for name, shape in shapes.items()} if activity else {}
+        return spikes, marks
 
 
 def run_fast(graph: QuantizedGraph, images: IntArray, *, threads: int = 1) -> SpikeRecord:

@@ -277,7 +277,7 @@ def project_synapses(
 
 @compiled
 def count_spikes(spikes: Any, touched: Any, frame_of: Any, offset: int, emitted: Any, active: Any) -> None:
-    """Add the spikes of a batch to ``emitted`` (T, N), and to ``active`` (T,) the neurons that were touched or fired.
+    """Add the spikes of a batch to ``emitted`` (T, N), and to ``active`` (T, N) where a neuron was touched or fired.
 
     Timestep t is frame ``t + offset`` of ``spikes`` and frame ``frame_of[t]`` of ``touched``.
     """
@@ -286,15 +286,13 @@ def count_spikes(spikes: Any, touched: Any, frame_of: Any, offset: int, emitted:
         # In blocks over all samples, so that the counters are read and written once.
         for start in range(0, size, _BLOCK):
             stop = min(start + _BLOCK, size)
-            total = emitted[step, start:stop]
+            total, busy = emitted[step, start:stop], active[step, start:stop]
             for sample in range(len(spikes)):
                 fired = spikes[sample, step + offset, start:stop]
                 marks = touched[sample, frame_of[step], start:stop]
-                busy = np.int32(0)
                 for neuron in range(stop - start):
                     total[neuron] = np.int32(total[neuron] + np.int32(fired[neuron]))
-                    busy = np.int32(busy + np.int32(np.uint8(fired[neuron] | marks[neuron])))
-                active[step] += busy
+                    busy[neuron] = np.int32(busy[neuron] + np.int32(np.uint8(fired[neuron] | marks[neuron])))
 
 
 @compiled

@@ -55,7 +55,7 @@ def _bytes_of(plan: Plan, steps: int) -> tuple[int, int]:
     each = 4 * pixels * (plan.history[source.name] + steps) + (8 + 4 + 1) * pixels * steps
     for layer in plan.layers:
         size, history, states = layer.size, plan.history[layer.name], layer.state.itemsize
-        shared += 4 * steps * size + 64 * plan.graph.timesteps
+        shared += 8 * steps * size + 64 * plan.graph.timesteps
         each += size * (2 * history + steps + 2 * states)
         each += size * (states + 8) * steps * (source.biases == layer.name)
     return shared, each + sum(_scratch_bytes(plan, slot, steps) for slot in range(max(map(len, plan.blocks))))

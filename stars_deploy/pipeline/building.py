@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from stars_deploy.activity import Activity, measure_activity
 from stars_deploy.artifacts import written_whole
-from stars_deploy.comparison import estimate_cost
 from stars_deploy.config import BuildConfig
+from stars_deploy.cost import estimate_cost
 from stars_deploy.data import EvaluationSet, load_dataset
+from stars_deploy.engines import Engine, fast_engine
 from stars_deploy.export.calibration import Calibration
 from stars_deploy.hardware import ChipProfile, load_profile
 from stars_deploy.lowering.passes import canonicalize
@@ -35,7 +37,7 @@ from stars_deploy.progress import Observer
 from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.report import compose_report
 from stars_deploy.serde import load_quantized, load_spiking, save_graph
-from stars_deploy.simulate import Engine, Evaluation, fast_engine, run_evaluation
+from stars_deploy.simulate import run_evaluation
 from stars_deploy.targets import find_target
 from stars_deploy.verification import check_verified
 
@@ -131,9 +133,9 @@ def _deploy(
         sample_source=samples.source,
         fidelity=measured.fidelity,
         verifications=verifications,
-        evaluation=measured.evaluation,
+        evaluation=measured.activity.evaluation,
         evaluated_on=None if data is None else data.name,
-        cost=estimate_cost(graph, measured.evaluation, profile, teacher_macs=_teacher_macs(teacher)),
+        cost=estimate_cost(graph, measured.activity, profile, teacher_macs=_teacher_macs(teacher)),
         calibration=calibration,
         seconds=watch.seconds,
     )
@@ -143,7 +145,7 @@ def _deploy(
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    evaluation: Evaluation
+    activity: Activity
     accuracy: dict[str, float | None]
     fidelity: dict[str, Any]
 
@@ -163,13 +165,13 @@ def _measure(
 
     accuracy: dict[str, float | None] = {"teacher": None, "student": None}
     if data is None:
-        evaluation = run_evaluation(graph, as_pixels(directory.images().held_out), engine=engine, progress=progress)
+        activity = measure_activity(graph, as_pixels(directory.images().held_out), engine=engine, progress=progress)
     else:
-        evaluation = run_evaluation(graph, data.images, data.labels, engine=engine, progress=progress)
+        activity = measure_activity(graph, data.images, data.labels, engine=engine, progress=progress)
         accuracy["teacher"] = _share(teacher.predict(_tensor(data.images)).numpy(), data.labels)
         accuracy["student"] = _share(_student_classes(directory, data.images), data.labels)
-    accuracy["quantized"] = evaluation.accuracy
-    return _Measured(evaluation=evaluation, accuracy=accuracy, fidelity=_fidelity(directory, graph))
+    accuracy["quantized"] = activity.evaluation.accuracy
+    return _Measured(activity=activity, accuracy=accuracy, fidelity=_fidelity(directory, graph))
 
 
 def _teacher(config: BuildConfig) -> Teacher:

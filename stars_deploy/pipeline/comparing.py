@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stars_deploy.comparison import ComparisonRow, compare_graphs, mark_pareto
+from stars_deploy.activity import measure_activity
+from stars_deploy.comparison import ComparisonRow, make_row, mark_pareto
 from stars_deploy.errors import ConfigError, DataError
 from stars_deploy.hardware import load_profile
 from stars_deploy.pipeline.directory import as_pixels
@@ -81,18 +82,16 @@ def compare_models(
         for path in paths:
             model = open_model(path, timesteps[0] if timesteps else None)
             material = _compared_on(model, data, root, limit)
-            rows += compare_graphs(
-                [model.at_setting(steps, width) for width in bits or (None,) for steps in timesteps],
-                material.images,
-                material.labels,
-                profile,
-                built=model.graph,
-                quantized_again=model.directory is not None,
-                teacher_predictions=material.answers,
-                teacher_macs=model.teacher_macs,
-                model=model.name,
-                progress=watch.advanced,
-            )
+            for width in bits or (None,):
+                for steps in timesteps:
+                    graph = model.at_setting(steps, width)
+                    activity = measure_activity(graph, material.images, material.labels, progress=watch.advanced)
+                    rows.append(
+                        make_row(
+                            graph, activity, profile, built=model.graph, quantized_again=model.directory is not None,
+                            teacher_predictions=material.answers, teacher_macs=model.teacher_macs, model=model.name,
+                        )
+                    )  # fmt: skip
     # Best among all of them, not only among the settings of one model.
     return mark_pareto(rows)
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from stars_deploy.activity import measure_activity
 from stars_deploy.artifacts import write_arrays
 from stars_deploy.bounds import find_overflow
-from stars_deploy.comparison import estimate_cost, summarize_cost
+from stars_deploy.cost import estimate_cost, summarize_cost
 from stars_deploy.data import load_payloads
 from stars_deploy.engine import DEFAULT_MEMORY, FastEngine
+from stars_deploy.engines import Engine, fast_engine, recording_engine
 from stars_deploy.errors import ConfigError, TargetError
 from stars_deploy.hardware import load_profile
 from stars_deploy.pipeline.models import Model, Reading, evaluation_set, open_model
@@ -22,14 +24,7 @@ from stars_deploy.pipeline.samples import Samples, distinct_samples
 from stars_deploy.pipeline.verifying import write_targets
 from stars_deploy.progress import Observer
 from stars_deploy.quantized import QuantizedGraph
-from stars_deploy.simulate import (
-    Engine,
-    Evaluation,
-    fast_engine,
-    recording_engine,
-    run_evaluation,
-    summarize_counts,
-)
+from stars_deploy.simulate import Evaluation
 from stars_deploy.targets import find_target
 from stars_deploy.targets.reference import run_reference
 
@@ -128,30 +123,24 @@ def simulate_model(
     prepared = _engine(choice, model, graph, reading or Reading(), watch)
     samples = _simulated_on(replace(model, graph=graph), data, root, limit)
     with watch.stage("simulate"):
-        evaluation = run_evaluation(
-            graph, samples.images, samples.labels, image_memory=image_memory, engine=prepared,
+        activity = measure_activity(
+            graph, samples.images, samples.labels, image_memory=image_memory, engine=prepared, memory=choice.memory,
             progress=lambda done, of: watch.advanced(done, of),
         )  # fmt: skip
+    evaluation = activity.evaluation
     summary = {
         "model": str(path),
         "engine": choice.name,
         "data": samples.source,
         "overflow": find_overflow(graph),
-        **_summarize(evaluation),
-        **summarize_cost(estimate_cost(graph, evaluation, profile, teacher_macs=model.teacher_macs)),
+        "samples": evaluation.samples,
+        "timesteps": evaluation.timesteps,
+        "accuracy": evaluation.accuracy,
+        **summarize_cost(graph, evaluation, estimate_cost(graph, activity, profile, teacher_macs=model.teacher_macs)),
     }
     if recording is not None:
         summary["recorded"] = _record(graph, samples, recording, choice, watch)
     return Simulation(evaluation=evaluation, summary=summary)
-
-
-def _summarize(evaluation: Evaluation) -> dict[str, Any]:
-    return {
-        "samples": evaluation.samples,
-        "timesteps": evaluation.timesteps,
-        "accuracy": evaluation.accuracy,
-        "counts": summarize_counts(evaluation),
-    }
 
 
 def _record(
