@@ -146,8 +146,48 @@ def load_teacher(
     else:
         module = make_module(network, classes)
     _load_state(module, state, str(weights))
-    usual = TORCHVISION_INPUT if network.startswith("torchvision:") else {}
     given = {"input_shape": input_shape, "mean": mean, "std": std}
+    record = {"file": Path(weights).name, "sha256": sha256(weights)}
+    return _checked(network, module, given, stated, classes, record)
+
+
+def untrained_teacher(
+    spec: str,
+    *,
+    input_shape: Sequence[int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    classes: int | None = None,
+) -> Teacher:
+    """Return a network as it is made, without weights: enough to see where its neurons and synapses would go.
+
+    Parameters as for :func:`load_teacher`; ``vgg:...`` has 10 classes unless `classes` says otherwise.
+
+    Raises
+    ------
+    TeacherError
+        If it cannot be made or could not be distilled.
+    """
+    if spec.startswith("vgg:"):
+        if input_shape is None:
+            raise TeacherError("--input-shape", "not given", "channels,height,width", "add it, for example 1,28,28")
+        _check_shape(tuple(input_shape))
+        module: nn.Module = build_ann(spec, tuple(input_shape), classes or 10, where="--teacher")
+    else:
+        module = make_module(spec, classes)
+    return _checked(spec, module, {"input_shape": input_shape, "mean": mean, "std": std}, {}, classes, {})
+
+
+def _checked(
+    network: str,
+    module: nn.Module,
+    given: Mapping[str, Sequence[Any] | None],
+    stated: Mapping[str, Any],
+    classes: int | None,
+    record: dict[str, str],
+) -> Teacher:
+    """Return the teacher if it runs and has what distillation reads."""
+    usual = TORCHVISION_INPUT if network.startswith("torchvision:") else {}
     shape, *normalization = (_known(name, value, module, stated, usual) for name, value in given.items())
     form = InputFormat(shape=shape, mean=normalization[0], std=normalization[1])
     module.eval().requires_grad_(False)
@@ -155,7 +195,6 @@ def load_teacher(
     if (classes or count) != count:
         raise TeacherError("--classes", classes, f"{count}, the logits of {network}")
     labels = _labels(network, module, stated, count)
-    record = {"file": Path(weights).name, "sha256": sha256(weights)}
     return Teacher(spec=network, module=module, input=form, labels=labels, weights=record, norms=norms)
 
 
