@@ -9,6 +9,7 @@ thresholds at which a tenth of the neurons fires (published rates are not known 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,11 @@ def replay() -> dict[str, Any]:
     """Return what the model says of the neurocores of such a network, beside what the whole system was measured at."""
     random = np.random.default_rng(0)
     frames = (random.random((SAMPLES, TIMESTEPS, SIZES[0])) < RATE).astype(np.int64)
-    weights = [random.integers(-64, 65, (out, into)) for into, out in zip(SIZES, SIZES[1:], strict=False)]
+    weights = [random.integers(-64, 65, (out, into)) for into, out in itertools.pairwise(SIZES)]
     graph = _network(weights, [1 << 16] * 3)
     for layer in range(len(weights)):
-        graph = _network(
-            weights, [*_thresholds(graph)[:layer], _fitted(weights, graph, layer, frames), 1 << 16, 1 << 16]
-        )
+        vth = _fitted(weights, graph, layer, frames)
+        graph = _network(weights, [*_thresholds(graph)[:layer], vth, 1 << 16, 1 << 16])
     activity = measure_activity(graph, frames)
     cost = estimate_cost(graph, activity, load_profile("loihi1"))
     return {

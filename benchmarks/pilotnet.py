@@ -112,9 +112,8 @@ def _time(latency: LatencyEstimate) -> dict[str, Any]:
     steps = np.array([step.seconds * 1e6 for step in latency.steps])[WARM:]
     period = steps.reshape(-1, len(TRACE_US)).mean(axis=0)
     # The plot does not say at which timestep its period begins.
-    turned = max(
-        (np.roll(period, shift) for shift in range(len(period))), key=lambda one: np.corrcoef(one, TRACE_US)[0, 1]
-    )
+    turns = [np.roll(period, shift) for shift in range(len(period))]
+    turned = max(turns, key=lambda one: float(np.corrcoef(one, TRACE_US)[0, 1]))
     return {
         "step_us": float(steps.mean()),
         "step_us_measured": STEP_US,
