@@ -1,7 +1,13 @@
-"""SpikingJelly's own environment: it needs a newer Python than Lava and another torch than some users have."""
+"""Environments of other tools, each made once and kept: nothing of them is imported by stars-deploy.
+
+SpikingJelly needs a newer Python than Lava and another torch than some users have. The peers of the tests
+(``tests/peers/requirements-*.txt``) run beside what is installed here: torch is large, and need not come twice.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -12,6 +18,8 @@ PACKAGE = "spikingjelly>=2.0.0,<3"
 OLDEST = (3, 11)
 #: Longest installation [s]: torch is large.
 LONGEST = 3600.0
+#: What each peer needs, and what runs in it.
+PEERS = Path(__file__).resolve().parents[1] / "tests" / "peers"
 
 
 class EnvironmentFailedError(Exception):
@@ -35,6 +43,45 @@ def make_environment(folder: Path) -> str:
     _run([base, "-m", "venv", str(folder)], "make an environment")
     _run([str(python), "-m", "pip", "install", "--quiet", PACKAGE], f"install {PACKAGE}")
     return str(python)
+
+
+def make_peer_environment(tool: str, folder: Path) -> Path:
+    """Make an environment for a peer of the tests in `folder` and return its Python; one that is complete is kept.
+
+    ``requirements-TOOL.txt`` is installed with what it asks for, ``requirements-TOOL-alone.txt``, where there is one,
+    without. numpy, torch and whatever else fits are those of the Python that runs this.
+
+    Raises
+    ------
+    EnvironmentFailedError
+        If it cannot be installed.
+    """
+    requirements = PEERS / f"requirements-{tool}.txt"
+    alone = PEERS / f"requirements-{tool}-alone.txt"
+    wanted = "".join(file.read_text(encoding="utf-8") for file in (requirements, alone) if file.exists())
+    here = _site_packages()
+    digest = hashlib.sha256(f"{wanted}{sys.version}{here}".encode()).hexdigest()[:12]
+    environment = folder / f"{tool}-{digest}"
+    python = environment / "bin" / "python"
+    if (environment / "ready").exists():
+        return python
+    _run([sys.executable, "-m", "venv", "--clear", str(environment)], "make an environment")
+    (site,) = environment.glob("lib/python*/site-packages")
+    (site / "stars_deploy_packages.pth").write_text(f"{here}\n", encoding="utf-8")
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    _run([*install, "-r", str(requirements)], f"install {tool}")
+    if alone.exists():
+        _run([*install, "--no-deps", "-r", str(alone)], f"install {tool}")
+    (environment / "ready").touch()
+    return python
+
+
+def _site_packages() -> Path:
+    """Return the folder that numpy was installed in here: all of stars-deploy's own packages are there."""
+    found = importlib.util.find_spec("numpy")
+    if found is None or found.origin is None:
+        raise EnvironmentFailedError("numpy is not installed here")
+    return Path(found.origin).parents[1]
 
 
 def find_python() -> str:

@@ -15,6 +15,10 @@ from hypothesis import settings
 from stars_deploy.precision import Precision
 from stars_deploy.quantized import ConvProjection, DenseProjection, Population, QuantizedGraph, QuantizedInput
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+from environments import EnvironmentFailedError, make_peer_environment
+
 # In CI the same examples every time: what is checked there shall not depend on luck. Elsewhere new ones each time.
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 if os.environ.get("CI"):
@@ -40,6 +44,33 @@ def pytest_collection_modifyitems(items):
 def shared():
     """The folder of data beside the repository (only for tests marked ``shared``)."""
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def peer_python(request, tmp_path_factory):
+    """A function from the name of another tool to the Python of its environment; it skips where there can be none.
+
+    The environment is made once, in pytest's cache, or taken from the folder that STARS_PEERS names: one virtual
+    environment for each tool.
+    """
+
+    def find(tool: str) -> Path:
+        if given := os.environ.get("STARS_PEERS"):
+            python = Path(given) / tool / "bin" / "python"
+            if not python.exists():
+                pytest.skip(f"STARS_PEERS={given} has no environment {tool}")
+            return python
+        cache = getattr(request.config, "cache", None)
+        folder = Path(cache.mkdir("peers")) if cache else tmp_path_factory.mktemp("peers")
+        try:
+            return make_peer_environment(tool, folder)
+        except EnvironmentFailedError as failure:
+            reason = f"no environment for {tool}: {failure}"
+            if os.environ.get("STARS_PEERS_REQUIRED"):  # .ci/run sets it where every tool can be had
+                pytest.fail(reason)
+            pytest.skip(reason)
+
+    return find
 
 
 def random_images(graph, samples, seed=0):

@@ -8,8 +8,6 @@ norse is in the environment that stars-deploy itself installs. For the other two
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib.util
 import os
 import re
 import subprocess
@@ -222,47 +220,6 @@ def check_limits(python: Path, tool: str) -> None:
 
 def students(kinds):
     return {f"{kind} {seed}": student(kind, seed) for kind in kinds for seed in SEEDS}
-
-
-def make_environment(tool: str, folder: Path) -> Path:
-    """Return the Python of an environment with `tool`; torch and what else fits are taken from this one."""
-    requirements = PEERS / f"requirements-{tool}.txt"
-    found = importlib.util.find_spec("torch")
-    assert found is not None and found.origin is not None
-    here = Path(found.origin).parents[1]
-    digest = hashlib.sha256(f"{requirements.read_text()}{sys.version}{here}".encode()).hexdigest()[:12]
-    environment = folder / f"{tool}-{digest}"
-    python = environment / "bin" / "python"
-    if (environment / "ready").exists():
-        return python
-    subprocess.run([sys.executable, "-m", "venv", "--clear", environment], check=True)
-    (site,) = environment.glob("lib/python*/site-packages")
-    (site / "stars_deploy_packages.pth").write_text(f"{here}\n")
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", requirements]
-    done = subprocess.run(install, capture_output=True, text=True, timeout=1200)
-    if done.returncode:
-        reason = f"no environment for {tool}: {(done.stderr.strip().splitlines() or ['pip failed'])[-1]}"
-        if os.environ.get("STARS_PEERS_REQUIRED"):  # .ci/run sets it where every tool can be had
-            pytest.fail(reason)
-        pytest.skip(reason)
-    (environment / "ready").touch()
-    return python
-
-
-@pytest.fixture(scope="module")
-def peer_python(request, tmp_path_factory):
-    """A function from the name of a tool to the Python of its environment; it skips where there can be none."""
-
-    def find(tool: str) -> Path:
-        if given := os.environ.get("STARS_PEERS"):
-            python = Path(given) / tool / "bin" / "python"
-            if not python.exists():
-                pytest.skip(f"STARS_PEERS={given} has no environment {tool}")
-            return python
-        cache = getattr(request.config, "cache", None)
-        return make_environment(tool, Path(cache.mkdir("peers")) if cache else tmp_path_factory.mktemp("peers"))
-
-    return find
 
 
 def test_norse_fires_as_we_do(tmp_path):
