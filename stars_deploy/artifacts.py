@@ -19,6 +19,8 @@ import numpy.typing as npt
 
 from stars_deploy.errors import ArtifactError
 
+#: What an operating system answers where there is no room.
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LFS_HEADER = b"version https://git-lfs"
 
 
@@ -47,7 +49,7 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         if error.errno is None:  # not from the file system: h5py and others raise OSError for bad content
             raise
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = error.errno in FULL_DISK
         raise ArtifactError(
             str(final),
             f"could not be written ({error.strerror})",

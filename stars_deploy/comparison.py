@@ -13,10 +13,11 @@ import numpy.typing as npt
 
 from stars_deploy.activity import Activity
 from stars_deploy.artifacts import written_whole
+from stars_deploy.baseline import TIER_NAMES, AnnBaseline, AnnReference, Tier
 from stars_deploy.bounds import find_overflow
 from stars_deploy.cost import Cost, estimate_cost, summarize_messages
 from stars_deploy.errors import ConfigError, DataError
-from stars_deploy.hardware import ChipProfile
+from stars_deploy.hardware import CORNERS, ChipProfile
 from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.simulate import Evaluation
 
@@ -61,7 +62,8 @@ def make_row(
     built: QuantizedGraph | None = None,
     quantized_again: bool = False,
     teacher_predictions: npt.ArrayLike | None = None,
-    teacher_macs: int | None = None,
+    teacher: AnnReference | None = None,
+    same_chip: Tier | None = None,
     model: str = "",
 ) -> ComparisonRow:
     """Return the row of one setting, not yet judged: see :func:`mark_pareto`.
@@ -78,8 +80,10 @@ def make_row(
         Whether the integers of other settings were made for them, or are those of `built`.
     teacher_predictions : array of int, (samples,), optional
         The teacher's answers to the same images, for the fidelity.
-    teacher_macs, model
-        As for :func:`stars_deploy.baseline.estimate_baseline`; a name for the row.
+    teacher, same_chip
+        As for :func:`stars_deploy.baseline.estimate_baseline`.
+    model : str
+        A name for the row.
 
     Raises
     ------
@@ -93,7 +97,7 @@ def make_row(
         weight_bits=_weight_bits(graph),
         evaluation=activity.evaluation,
         fidelity=_agreement(activity.evaluation, teacher_predictions),
-        cost=estimate_cost(graph, activity, profile, teacher_macs=teacher_macs),
+        cost=estimate_cost(graph, activity, profile, teacher=teacher, same_chip=same_chip),
         note="; ".join(filter(None, (_origin(graph, built, quantized_again), find_overflow(graph)))),
     )
 
@@ -175,9 +179,7 @@ def _judged(rows: Sequence[ComparisonRow], scores: list[float], index: int, meas
         and (scores[other] > score or energies[other] < energy)
     ]
     if not better:
-        return replace(
-            rows[index], pareto=True, reason=f"no other setting has at least this {measure} for at most this energy"
-        )
+        return replace(rows[index], pareto=True, reason=_merit(rows, scores, index, measure))
     # Of all that dominate it, name one that is itself on the front.
     best = min(better, key=lambda other: (energies[other], -scores[other]))
     reason = (
@@ -187,8 +189,37 @@ def _judged(rows: Sequence[ComparisonRow], scores: list[float], index: int, meas
     return replace(rows[index], pareto=False, reason=reason)
 
 
+def _merit(rows: Sequence[ComparisonRow], scores: list[float], index: int, measure: str) -> str:
+    """Return what a Pareto-best setting has over those of its chip that need less energy: a better score, always."""
+    energies = [row.cost.energy.total.nominal for row in rows]
+    chip, energy = rows[index].cost.energy.profile, energies[index]
+    cheaper = [
+        other for other in range(len(rows)) if rows[other].cost.energy.profile == chip and energies[other] < energy
+    ]
+    if not cheaper:
+        return f"no setting needs less energy; {measure} {scores[index]:.4f} for {energy:.3g} J"
+    rival = max(cheaper, key=lambda other: (scores[other], -energies[other]))
+    return (
+        f"{measure} {scores[index]:.4f} for {energy:.3g} J; the best of what needs less energy, {_named(rows[rival])}, "
+        f"has {scores[rival]:.4f} for {energies[rival]:.3g} J"
+    )
+
+
 def _named(row: ComparisonRow) -> str:
     return " ".join(filter(None, [row.model, f"T = {row.evaluation.timesteps}, {row.weight_bits} bits"]))
+
+
+def _tier_columns(ann: AnnBaseline) -> dict[str, float | None]:
+    """Return energy [J] and latency [s] of each tier of the ANN; what is not known, or not said by a tier, is None."""
+    known = {tier.name: tier for tier in ann.tiers}
+    columns: dict[str, float | None] = {}
+    for name in TIER_NAMES:
+        tier = known.get(name)
+        for what in ("energy_j", "latency_s"):
+            found = None if tier is None else getattr(tier, what)
+            for corner in CORNERS:
+                columns[f"ann_{name}_{what}_{corner}"] = None if found is None else getattr(found, corner)
+    return columns
 
 
 def _flat(row: ComparisonRow) -> dict[str, Any]:
@@ -222,7 +253,7 @@ def _flat(row: ComparisonRow) -> dict[str, Any]:
         "cores": len(cost.mapping.cores),
         "chips": cost.mapping.chips,
         "ann_macs": cost.ann.macs,
-        "ann_energy_45nm_int8_arithmetic_j": cost.ann.energy_j,
+        **_tier_columns(cost.ann),
         "spikes_per_synapse": cost.ann.spikes_per_synapse,
         "pareto": row.pareto,
         "reason": row.reason,

@@ -125,7 +125,9 @@ class BuildConfig(_Section):
     """Everything that a build depends on.
 
     ``input_bits`` is the most that calibration may choose; ``calibration_images`` synthetic images are what it looks
-    at, ``held_out_images`` fresh ones are for the fidelity; ``verify_samples`` distinct images are run by each target.
+    at, ``held_out_images`` fresh ones are for the fidelity; ``verify_samples`` distinct images are run by each target;
+    ``measure_cpu`` times the teacher on this machine's processor, about three seconds; ``sweep`` lists the timesteps
+    that the report compares, beside those built.
     """
 
     teacher: TeacherConfig = TeacherConfig()
@@ -143,6 +145,8 @@ class BuildConfig(_Section):
     verify_samples: Annotated[int, Field(ge=2)] = 16
     calibration_images: Count = 32
     held_out_images: Annotated[int, Field(ge=16)] = 512
+    measure_cpu: bool = True
+    sweep: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (1, 2, 4, 8)
     threads: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 

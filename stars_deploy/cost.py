@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from stars_deploy.activity import Activity
-from stars_deploy.baseline import AnnBaseline, estimate_baseline
+from stars_deploy.baseline import AnnBaseline, AnnReference, Tier, estimate_baseline, same_chip_tier
 from stars_deploy.energy import EnergyEstimate, estimate_energy
 from stars_deploy.hardware import ChipProfile
 from stars_deploy.hardware.mapping import Core, Mapping, check_mapped, map_network
@@ -42,9 +42,23 @@ class Cost:
 
 
 def estimate_cost(
-    graph: QuantizedGraph, activity: Activity, profile: ChipProfile, *, teacher_macs: int | None = None
+    graph: QuantizedGraph,
+    activity: Activity,
+    profile: ChipProfile,
+    *,
+    teacher: AnnReference | None = None,
+    same_chip: Tier | None = None,
 ) -> Cost:
     """Return what an inference of `graph` costs on the chip of `profile`, from what it did (`activity`).
+
+    Parameters
+    ----------
+    graph : QuantizedGraph
+    activity : Activity
+        Of `graph`.
+    profile : ChipProfile
+    teacher, same_chip
+        As for :func:`stars_deploy.baseline.estimate_baseline`.
 
     Raises
     ------
@@ -61,7 +75,22 @@ def estimate_cost(
         samples=samples,
         latency=latency,
         energy=estimate_energy(traffic, samples, counter.mapping, latency),
-        ann=estimate_baseline(graph, activity.evaluation, teacher_macs=teacher_macs),
+        ann=estimate_baseline(graph, activity.evaluation, teacher=teacher, same_chip=same_chip),
+    )
+
+
+def single_step_tier(graph: QuantizedGraph, activity: Activity, profile: ChipProfile, note: str = "") -> Tier:
+    """Return the tier of a network that was run for one timestep; `note` says how it was made.
+
+    Raises as :func:`estimate_cost`.
+    """
+    cost = estimate_cost(graph, activity, profile)
+    return same_chip_tier(
+        accuracy=activity.evaluation.accuracy,
+        energy=cost.energy.total,
+        latency=cost.latency.first_output,
+        profile=profile.name,
+        details={"note": note} if note else None,
     )
 
 

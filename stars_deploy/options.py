@@ -10,8 +10,9 @@ import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from stars_deploy import __version__
+from stars_deploy.artifacts import FULL_DISK
 from stars_deploy.console import LOG, ProgressBars, print_error
-from stars_deploy.errors import ConfigError, StarsDeployError
+from stars_deploy.errors import ArtifactError, ConfigError, StarsDeployError
 
 
 def _print_version(asked: bool) -> None:
@@ -58,10 +59,17 @@ def reported(as_json: bool, verbose: bool) -> Iterator[ProgressBars]:
             LOG.print_exception()
         print_error(error, as_json)
         raise typer.Exit(error.exit_code) from error
+    except OSError as error:  # of libraries: what this package writes says so itself
+        if error.errno not in FULL_DISK:
+            raise
+        full = ArtifactError(str(error.filename or "a file"), f"could not be written ({error.strerror})",
+                             remedy="free some space and run again")  # fmt: skip
+        print_error(full, as_json)
+        raise typer.Exit(full.exit_code) from error
     except KeyboardInterrupt as error:
         stopped = StarsDeployError(
             "interrupted", "stopped by the user", "",
-            "nothing half-written was left; go on with the same command and --resume",
+            "nothing half-written was left; go on with the same command (a build: with --resume)",
         )  # fmt: skip
         print_error(stopped, as_json)
         raise typer.Exit(stopped.exit_code) from error

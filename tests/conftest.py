@@ -73,6 +73,15 @@ def peer_python(request, tmp_path_factory):
     return find
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Results that commands keep stay out of the user's cache; compiled code stays where it is."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stars_deploy.sweep.cache.default_folder", lambda: folder)
+        yield
+
+
 def random_images(graph, samples, seed=0):
     """Distinct random images, (samples, *input shape); the last is saturated."""
     precision = graph.input.precision

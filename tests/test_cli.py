@@ -20,6 +20,8 @@ SHORT = {
     "synthesis": {"warmup_steps": 10, "batch": 64},
     "held_out_images": 64,
     "threads": 1,
+    "measure_cpu": False,
+    "sweep": [],
 }
 
 

@@ -50,6 +50,8 @@ def settings(**changes):
         "held_out_images": 64,
         "targets": ["netx", "onnx", "nir"],
         "threads": 1,
+        "measure_cpu": False,
+        "sweep": [1],
     }
     return load_config(None, {**base, **changes})
 
@@ -93,8 +95,9 @@ def test_build_reports_what_design_asks_for(built):
     assert report["accuracy"]["quantized"] > 0.85
     assert report["verification"]["netx"]["passed"] and report["verification"]["netx"]["samples"] == 16
     assert report["verification"]["netx"]["compared_spikes"] > 16 * 4 * 1000
-    assert recorder.heard == ["teacher", "distil", "quantise", "write", "verify", "simulate"]
-    assert list(report["provenance"]["seconds"]) == ["teacher", "distil", "quantise", "write", "verify", "simulate"]
+    stages = ["teacher", "distil", "quantise", "write", "verify", "simulate", "measure"]
+    assert recorder.heard == [*stages, "compare"]
+    assert list(report["provenance"]["seconds"]) == stages
     assert any("reconstructed from the abstract" in note for note in report["student"]["notes"])
 
 

@@ -4,9 +4,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from stars_deploy.engines import fast_engine, recording_engine
 from stars_deploy.errors import ConfigError, DataError, QuantizationError, TargetError
 from stars_deploy.quantized import ConvProjection, DenseProjection, Population, QuantizedGraph, QuantizedInput
-from stars_deploy.simulate import fast_engine, recording_engine, run_evaluation, summarize_counts
+from stars_deploy.simulate import run_evaluation, summarize_counts
 from stars_deploy.targets.base import SpikeRecord
 from stars_deploy.targets.reference import run_reference
 

@@ -53,6 +53,10 @@ def build(
     onnx_mode: OnnxMode = None,
     onnx_input: OnnxInput = None,
     hardware: Annotated[str | None, typer.Option(help="loihi1, loihi2 or a YAML profile.")] = None,
+    measure_cpu: Annotated[
+        bool | None,
+        typer.Option(help="Time the teacher in ONNX Runtime on this processor, about 3 s (default: measure)."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML settings; options win over them.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory (default runs/TEACHER-METHOD-tT).")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random (default 0).")] = None,
@@ -75,7 +79,7 @@ def build(
             "student": {"spec": student}, "distill": {"steps": steps},
             "method": method, "timesteps": timesteps, "bits": bits, "targets": target, "hardware": hardware,
             "onnx": {"mode": onnx_mode, "input": onnx_input},
-            "seed": seed, "threads": threads,
+            "measure_cpu": measure_cpu, "seed": seed, "threads": threads,
         }  # fmt: skip
         settings = load_config(config, overrides)
         from stars_deploy.pipeline.building import build as run_build  # torch is loaded for this only

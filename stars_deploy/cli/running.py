@@ -28,6 +28,11 @@ from stars_deploy.options import (
     size,
 )
 
+Chips = Annotated[
+    list[str],
+    typer.Option("--hardware", help="Chip profiles: loihi1, loihi2 or YAML files, with commas or the option repeated."),
+]
+
 
 @app.command(epilog="Example: stars-deploy simulate network.net --timesteps 16 --data images.npz")
 def simulate(
@@ -75,7 +80,7 @@ def simulate(
     print_simulation(output(), result.summary)
 
 
-@app.command(epilog="Example: stars-deploy compare runs/digits-stars-t4 --timesteps 1,2,4,8 --csv table.csv")
+@app.command(epilog="Example: stars-deploy compare runs/digits-stars-t4 --timesteps 1,2,4,8 --csv t.csv --png t.png")
 def compare(
     models: Annotated[list[Path], typer.Argument(help="Built directories or .net files.")],
     timesteps: Annotated[str, typer.Option(help="Numbers of timesteps.")] = "1,2,4,8",
@@ -83,24 +88,42 @@ def compare(
     dataset: Data = None,
     root: Root = None,
     limit: Limit = None,
-    hardware: Hardware = "loihi2",
+    hardware: Chips = ["loihi2"],  # noqa: B006 - typer copies it
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes (default one a processor, and this one alone for small work).")
+    ] = None,
+    dask: Annotated[
+        str | None, typer.Option(help="A Dask scheduler to run on instead, such as tcp://host:8786.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for results by content (default ~/.cache/stars-deploy).")
+    ] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither look up nor keep results.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Write the table there as well.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw it there.")] = None,
     json: Json = False,
     verbose: Verbose = False,
     version: Version = False,
 ) -> None:
-    """One row a setting: accuracy beside spikes, synops, latency and energy, the Pareto-best marked."""
+    """One row a setting: accuracy beside spikes, synops, latency and energy, the Pareto-best of each chip marked."""
     with reported(json, verbose) as bars:
         from stars_deploy.comparison import tabulate_rows, write_csv
         from stars_deploy.pipeline.comparing import compare_models
+        from stars_deploy.sweep.cache import choose_cache
+        from stars_deploy.sweep.running import Places
 
         rows = compare_models(
             models, timesteps=numbers(timesteps, "--timesteps", int) or (), bits=numbers(bits, "--bits", int),
-            data=dataset, root=root, limit=limit, hardware=hardware, observer=bars,
+            data=dataset, root=root, limit=limit, hardware=[name for text in hardware for name in text.split(",")],
+            places=Places(jobs=jobs, dask=dask), cache=choose_cache(cache, unwanted=no_cache), observer=bars,
         )  # fmt: skip
+        content = tabulate_rows(rows)
         if csv is not None:
             write_csv(rows, csv)
-    content = tabulate_rows(rows)
+        if png is not None:
+            from stars_deploy.sweep.plot import draw_comparison
+
+            draw_comparison(content, png)
     if json:
         print_json(content)
         return

@@ -93,12 +93,13 @@ def find_fans(graph: QuantizedGraph, projection: Projection, core: int, box: Box
 
 
 def find_route(graph: QuantizedGraph, fans: tuple[Fan, ...], core_of: Mapping[str, IntArray]) -> Route:
-    """Return the messages of one projection to one core, whose synapses `fans` holds.
+    """Return the messages of one population to one core, whose synapses there `fans` holds.
 
     Parameters
     ----------
     graph : QuantizedGraph
     fans : tuple of Fan
+        Of all projections and delays between the two: they share the messages.
     core_of : mapping of str to array of int, (neurons,)
         Core of each neuron; a source that is not in it is outside.
     """
@@ -110,7 +111,7 @@ def find_route(graph: QuantizedGraph, fans: tuple[Fan, ...], core_of: Mapping[st
     source_cores, starts = np.unique(cores, return_index=True)
     shape = graph.shape_of(first.source)
     axons = met if first.dense or len(shape) != 3 else met % (shape[1] * shape[2])
-    ends = [*starts[1:], len(met)]
+    ends = [*starts[1:], len(met)][: len(starts)]  # none where all weights are zeros
     return Route(
         source=first.source,
         target=first.target,

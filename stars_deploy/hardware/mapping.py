@@ -75,7 +75,7 @@ class Mapping:
 
     Parameters
     ----------
-    profile : str
+    profile : ChipProfile
     cores : tuple of Core
     layers : tuple of LayerMapping
         In the order of the graph's populations.
@@ -183,10 +183,12 @@ def _draw(graph: QuantizedGraph, profile: ChipProfile, tilings: dict[str, Tiling
     fans: list[Fan] = []
     routes: list[Route] = []
     for core, (name, box) in enumerate(parts):
+        from_source: dict[str, list[Fan]] = {}
         for projection in graph.into(name):
-            found = find_fans(graph, projection, core, box)
+            from_source.setdefault(projection.source, []).extend(find_fans(graph, projection, core, box))
+        for found in from_source.values():
             fans += found
-            routes.append(find_route(graph, found, core_of))
+            routes.append(find_route(graph, tuple(found), core_of))
     axons_in, axons_out = np.zeros(len(parts), np.int64), np.zeros(len(parts), np.int64)
     for route in routes:
         axons_in[route.core] += route.axons_in

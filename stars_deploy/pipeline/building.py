@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,18 @@ import numpy.typing as npt
 
 from stars_deploy.activity import Activity, measure_activity
 from stars_deploy.artifacts import written_whole
+from stars_deploy.baseline import AnnReference, Tier
 from stars_deploy.config import BuildConfig
 from stars_deploy.cost import estimate_cost
 from stars_deploy.data import EvaluationSet, load_dataset
 from stars_deploy.engines import Engine, fast_engine
+from stars_deploy.errors import QuantizationError
 from stars_deploy.export.calibration import Calibration
 from stars_deploy.hardware import ChipProfile, load_profile
+from stars_deploy.hardware.mapping import check_mapped, map_network
 from stars_deploy.lowering.passes import canonicalize
+from stars_deploy.pipeline.beside import single_step_beside, sweep_beside
+from stars_deploy.pipeline.checking import plan_student
 from stars_deploy.pipeline.directory import (
     CHECKPOINT,
     FLOAT_GRAPH,
@@ -29,6 +35,7 @@ from stars_deploy.pipeline.directory import (
     SyntheticImages,
     as_pixels,
 )
+from stars_deploy.pipeline.measuring import TeacherMeasurement, measure_teacher
 from stars_deploy.pipeline.models import Model, check_fit, quantize_calibrated
 from stars_deploy.pipeline.runtime import prepare_torch
 from stars_deploy.pipeline.samples import distinct_samples
@@ -96,6 +103,7 @@ def build(
     with watch.stage("teacher"):
         teacher = _teacher(config)
         _check_data(config, teacher)  # a wrong path shall not cost a distillation
+        _check_fits(config, teacher, profile)
     directory.start(config, resume=resume, overwrite=overwrite)
     with watch.stage("distil"):
         _distil(config, teacher, directory, watch, resume)
@@ -124,6 +132,8 @@ def _deploy(
     check_verified(verifications)
     with watch.stage("simulate"):
         measured = _measure(directory, graph, teacher, data, fast_engine(config.threads), watch)
+    with watch.stage("measure"):
+        beside = _measure_beside(config, teacher, directory, data, watch)
     report = compose_report(
         config=config,
         graph=graph,
@@ -135,11 +145,20 @@ def _deploy(
         verifications=verifications,
         evaluation=measured.activity.evaluation,
         evaluated_on=None if data is None else data.name,
-        cost=estimate_cost(graph, measured.activity, profile, teacher_macs=_teacher_macs(teacher)),
+        cost=estimate_cost(
+            graph,
+            measured.activity,
+            profile,
+            teacher=_reference(beside, measured.accuracy["teacher"]),
+            same_chip=_single_step(directory, model, data, profile),
+        ),
         calibration=calibration,
         seconds=watch.seconds,
     )
-    directory.finish(report)
+    directory.write_report(report)
+    with watch.stage("compare"):
+        directory.write_report({**report, "sweep": sweep_beside(directory, config)})
+    directory.seal()
     return directory.report()
 
 
@@ -200,6 +219,15 @@ def _check_data(config: BuildConfig, teacher: Teacher) -> None:
     data = _evaluation_set(config)
     if data is not None:
         check_fit(data, teacher.input.shape, teacher.classes)
+
+
+def _check_fits(config: BuildConfig, teacher: Teacher, profile: ChipProfile) -> None:
+    """Refuse a student that the chip cannot hold before it is distilled.
+
+    What rounds to more than 24 bits on noise may still fit when it is trained and calibrated.
+    """
+    with contextlib.suppress(QuantizationError):
+        check_mapped(map_network(plan_student(teacher, config), profile))
 
 
 def _distil(config: BuildConfig, teacher: Teacher, directory: RunDirectory, watch: Observer, resume: bool) -> None:
@@ -281,10 +309,26 @@ def _fidelity(directory: RunDirectory, graph: QuantizedGraph) -> dict[str, Any]:
     }
 
 
-def _teacher_macs(teacher: Teacher) -> int:
-    from stars_deploy.macs import count_macs
+def _reference(beside: TeacherMeasurement, accuracy: float | None) -> AnnReference | None:
+    """Return the teacher as the ANN beside its student; None where all its layers are of kinds that nobody counts."""
+    return AnnReference(layers=beside.layers, accuracy=accuracy, measured=beside.cpu) if beside.layers else None
 
-    return count_macs(teacher)
+
+def _single_step(directory: RunDirectory, model: Model, data: EvaluationSet | None, profile: ChipProfile) -> Tier:
+    if data is not None:
+        return single_step_beside(model, data.images, data.labels, profile)
+    return single_step_beside(model, as_pixels(directory.images().held_out), None, profile)
+
+
+def _measure_beside(
+    config: BuildConfig, teacher: Teacher, directory: RunDirectory, data: EvaluationSet | None, watch: Observer
+) -> TeacherMeasurement:
+    """Measure the teacher on what the network was run on."""
+    images = as_pixels(directory.images().held_out) if data is None else data.images
+    beside = measure_teacher(teacher, images, on_cpu=config.measure_cpu)
+    if config.measure_cpu and beside.cpu.reason:
+        watch.noted(f"the teacher is not measured on this processor: {beside.cpu.reason}")
+    return beside
 
 
 def _share(classes: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> float:

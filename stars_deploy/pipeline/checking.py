@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stars_deploy.config import BuildConfig
 from stars_deploy.errors import GraphError, QuantizationError, StarsDeployError, TargetError, TeacherError
+from stars_deploy.export.calibration import calibrate_graph
+from stars_deploy.export.quantization import quantize_graph
 from stars_deploy.hardware import ChipProfile, load_profile
 from stars_deploy.hardware.advice import Advice, advise
 from stars_deploy.hardware.mapping import Mapping, map_network
-from stars_deploy.lowering.passes import canonicalize
-from stars_deploy.pipeline.models import Reading, open_model, quantize_calibrated
+from stars_deploy.lowering.passes import canonicalize, lower
+from stars_deploy.pipeline.models import Reading, open_model
 from stars_deploy.pipeline.quantising import NOISE_IMAGES, Importing, quantise_model
 from stars_deploy.pipeline.samples import noise_images
 from stars_deploy.quantized import QuantizedGraph
+
+# torch is imported where it is needed: a file of integers shall not wait for it.
+if TYPE_CHECKING:
+    from stars_deploy.teacher import Teacher
 
 #: What is opened as a network that exists already; anything else is a teacher.
 MODEL_FILES = (".npz", ".net", ".onnx", ".nir")
@@ -146,27 +152,44 @@ def _is_student(place: Path) -> bool:
 
 
 def _check_teacher(subject: str, profile: ChipProfile, settings: BuildConfig) -> Checkup:
-    from stars_deploy.export.trace import trace_student
-    from stars_deploy.student import NeuronModel, build_student
-    from stars_deploy.teacher import load_teacher, untrained_teacher
-
-    asked = settings.teacher
-    form: dict[str, Any] = {"input_shape": asked.input_shape, "mean": asked.mean, "std": asked.std, "classes": asked.classes}
-    if asked.weights is None and subject != "digits" and not subject.endswith(".safetensors"):
-        teacher = untrained_teacher(subject, **form)
-    else:
-        teacher = load_teacher(subject, asked.weights, trust_weights=asked.trust_weights, **form)
     kind = f"the {settings.student.spec} student that it would get, untrained, {settings.bits} bits"
-    neuron = NeuronModel(decay=settings.student.decay, surrogate_width=settings.student.surrogate_width)
+    teacher = _outline(subject, settings)
     try:
-        student, _ = build_student(teacher, settings.student.spec, settings.timesteps, neuron, settings.student.balance)
-        canonical = canonicalize(trace_student(student, teacher.labels))
-        images = noise_images(NOISE_IMAGES, tuple(canonical.input.shape))
-        graph, _ = quantize_calibrated(canonical, images, settings.bits, settings.input_bits)
+        graph = plan_student(teacher, settings)
     except (TeacherError, GraphError, QuantizationError, TargetError) as error:
         first = Advice(layer=error.where, reason=str(error.got), remedy=error.remedy)
         return Checkup(subject=subject, kind=kind, profile=profile, mapping=None, obstacles=(error,), advice=first)
     return _mapped(subject, kind, profile, graph)
+
+
+def _outline(subject: str, settings: BuildConfig) -> Teacher:
+    from stars_deploy.teacher import load_teacher, untrained_teacher
+
+    asked = settings.teacher
+    form: dict[str, Any] = {"input_shape": asked.input_shape, "mean": asked.mean, "std": asked.std}
+    if asked.weights is None and subject != "digits" and not subject.endswith(".safetensors"):
+        return untrained_teacher(subject, classes=asked.classes, **form)
+    return load_teacher(subject, asked.weights, classes=asked.classes, trust_weights=asked.trust_weights, **form)
+
+
+def plan_student(teacher: Teacher, settings: BuildConfig) -> QuantizedGraph:
+    """Return the integer network of the student that `teacher` would get, untrained, quantised on noise.
+
+    Raises
+    ------
+    TeacherError, GraphError, QuantizationError, TargetError
+        If a layer has no spiking counterpart, or what it makes cannot be quantised.
+    """
+    from stars_deploy.export.trace import trace_student
+    from stars_deploy.student import NeuronModel, build_student
+
+    asked = settings.student
+    neuron = NeuronModel(decay=asked.decay, surrogate_width=asked.surrogate_width)
+    student, _ = build_student(teacher, asked.spec, settings.timesteps, neuron, asked.balance)
+    lowered = lower(canonicalize(trace_student(student, teacher.labels)))
+    images = noise_images(NOISE_IMAGES, tuple(lowered.input.shape))
+    found = calibrate_graph(lowered, images, settings.bits, settings.input_bits)
+    return quantize_graph(lowered, settings.bits, found.input_bits, found.shares)
 
 
 def _mapped(subject: str, kind: str, profile: ChipProfile, graph: QuantizedGraph) -> Checkup:

@@ -25,9 +25,10 @@ NETX = "model.net"
 ONNX = "model.onnx"
 NIR = "model.nir"
 REPORT = "report.json"
+PAGE = "report.html"
 MANIFEST = "manifest.json"
 #: What a build leaves in its folder, beside its settings.
-ARTIFACTS = (CHECKPOINT, STUDENT, IMAGES, HISTORY, FLOAT_GRAPH, MODEL, NETX, ONNX, NIR, REPORT, MANIFEST)
+ARTIFACTS = (CHECKPOINT, STUDENT, IMAGES, HISTORY, FLOAT_GRAPH, MODEL, NETX, ONNX, NIR, REPORT, PAGE, MANIFEST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +132,12 @@ class RunDirectory:
         except Exception as error:  # a damaged zip raises whatever its decoder met first
             raise ArtifactError(str(path), f"not readable ({error})", remedy="build again") from error
 
-    def finish(self, report: dict[str, Any]) -> None:
-        """Write the report, then the manifest of everything in the folder."""
+    def write_report(self, report: dict[str, Any]) -> None:
+        """Write the report; the folder is finished only when it is sealed."""
         write_json(self.file(REPORT), report)
+
+    def seal(self) -> None:
+        """Write the manifest of everything in the folder, which ends a build."""
         self.file(CHECKPOINT).unlink(missing_ok=True)
         files = sorted(path for path in self.path.iterdir() if path.is_file() and not path.name.startswith("."))
         entries = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files}

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from stars_deploy.baseline import AnnReference
 from stars_deploy.data import EvaluationSet, load_dataset
 from stars_deploy.engine import FastEngine
 from stars_deploy.errors import ArtifactError, ConfigError, DataError
@@ -17,6 +18,7 @@ from stars_deploy.export.quantization import quantize_graph
 from stars_deploy.graph import SpikingGraph
 from stars_deploy.lowering.passes import lower
 from stars_deploy.pipeline.directory import FLOAT_GRAPH, MODEL, REPORT, RunDirectory, as_pixels
+from stars_deploy.pipeline.measuring import read_measurement
 from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.serde import load_quantized, load_spiking
 from stars_deploy.targets import find_target
@@ -50,12 +52,20 @@ class Model:
     graph: QuantizedGraph
     directory: RunDirectory | None = None
 
-    @property
-    def teacher_macs(self) -> int | None:
-        """Multiply-accumulates of the teacher, where the folder's report tells."""
+    def teacher(self) -> AnnReference | None:
+        """Return what the build measured of its teacher, where the folder's report tells; nothing is measured again.
+
+        Its accuracy is left out: it is that of the build's own evaluation set.
+
+        Raises
+        ------
+        FormatError, ConfigError
+            If the report says it in a way that cannot be read.
+        """
         if self.directory is None or not self.directory.file(REPORT).is_file():
             return None
-        return int(self.directory.report()["ann"]["macs"])
+        found = read_measurement(self.directory.report(), str(self.directory.file(REPORT)))
+        return None if found is None else AnnReference(layers=found.layers, measured=found.cpu)
 
     def artefact(self, target: str) -> Path | None:
         """Return the file that `target` executes: in the folder of a ``.npz``, else this one if of that format."""
@@ -214,7 +224,7 @@ def evaluation_set(model: Model, data: str | None, root: str | None, limit: int 
     """
     if data is None and model.directory is not None:
         configured = model.directory.config().data
-        data, root, limit = configured.name, root or configured.root, limit or configured.limit
+        data, root, limit = configured.name, root or configured.root, configured.limit if limit is None else limit
     if data is None:
         return None
     loaded = load_dataset(data, root).first(limit)

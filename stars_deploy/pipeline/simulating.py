@@ -19,6 +19,7 @@ from stars_deploy.engine import DEFAULT_MEMORY, FastEngine
 from stars_deploy.engines import Engine, fast_engine, recording_engine
 from stars_deploy.errors import ConfigError, TargetError
 from stars_deploy.hardware import load_profile
+from stars_deploy.pipeline.beside import single_step_beside
 from stars_deploy.pipeline.models import Model, Reading, evaluation_set, open_model
 from stars_deploy.pipeline.samples import Samples, distinct_samples
 from stars_deploy.pipeline.verifying import write_targets
@@ -128,6 +129,8 @@ def simulate_model(
             progress=lambda done, of: watch.advanced(done, of),
         )  # fmt: skip
     evaluation = activity.evaluation
+    beside = single_step_beside(model, samples.images, samples.labels, profile, fast_engine(choice.threads))
+    cost = estimate_cost(graph, activity, profile, teacher=model.teacher(), same_chip=beside)
     summary = {
         "model": str(path),
         "engine": choice.name,
@@ -136,7 +139,7 @@ def simulate_model(
         "samples": evaluation.samples,
         "timesteps": evaluation.timesteps,
         "accuracy": evaluation.accuracy,
-        **summarize_cost(graph, evaluation, estimate_cost(graph, activity, profile, teacher_macs=model.teacher_macs)),
+        **summarize_cost(graph, evaluation, cost),
     }
     if recording is not None:
         summary["recorded"] = _record(graph, samples, recording, choice, watch)
