@@ -96,7 +96,7 @@ def make_row(
         model=model,
         weight_bits=_weight_bits(graph),
         evaluation=activity.evaluation,
-        fidelity=_agreement(activity.evaluation, teacher_predictions),
+        fidelity=find_agreement(activity.evaluation, teacher_predictions),
         cost=estimate_cost(graph, activity, profile, teacher=teacher, same_chip=same_chip),
         note="; ".join(filter(None, (_origin(graph, built, quantized_again), find_overflow(graph)))),
     )
@@ -155,7 +155,14 @@ def _origin(graph: QuantizedGraph, built: QuantizedGraph | None, quantized_again
     return f"integers made for T = {built.timesteps}, run as is"
 
 
-def _agreement(evaluation: Evaluation, teacher_predictions: npt.ArrayLike | None) -> float | None:
+def find_agreement(evaluation: Evaluation, teacher_predictions: npt.ArrayLike | None) -> float | None:
+    """Return the share of images with the teacher's answer; None where its answers are not given.
+
+    Raises
+    ------
+    DataError
+        If they are not one integer an image.
+    """
     if teacher_predictions is None:
         return None
     answers = np.asarray(teacher_predictions)
@@ -184,7 +191,7 @@ def _judged(rows: Sequence[ComparisonRow], scores: list[float], index: int, meas
     best = min(better, key=lambda other: (energies[other], -scores[other]))
     reason = (
         f"{_named(rows[best])} has {measure} {scores[best]:.4f} against {score:.4f} "
-        f"for {energies[best]:.3g} J against {energy:.3g} J"
+        f"for {_joules(energies[best])} against {_joules(energy)}"
     )
     return replace(rows[index], pareto=False, reason=reason)
 
@@ -197,12 +204,19 @@ def _merit(rows: Sequence[ComparisonRow], scores: list[float], index: int, measu
         other for other in range(len(rows)) if rows[other].cost.energy.profile == chip and energies[other] < energy
     ]
     if not cheaper:
-        return f"no setting needs less energy; {measure} {scores[index]:.4f} for {energy:.3g} J"
+        return f"no setting needs less energy; {measure} {scores[index]:.4f} for {_joules(energy)}"
     rival = max(cheaper, key=lambda other: (scores[other], -energies[other]))
     return (
-        f"{measure} {scores[index]:.4f} for {energy:.3g} J; the best of what needs less energy, {_named(rows[rival])}, "
-        f"has {scores[rival]:.4f} for {energies[rival]:.3g} J"
+        f"{measure} {scores[index]:.4f} for {_joules(energy)}; the best of what needs less energy, "
+        f"{_named(rows[rival])}, has {scores[rival]:.4f} for {_joules(energies[rival])}"
     )
+
+
+def _joules(energy: float) -> str:
+    for factor, unit in ((1.0, "J"), (1e-3, "mJ"), (1e-6, "uJ")):
+        if energy >= factor:
+            return f"{energy / factor:.3g} {unit}"
+    return f"{energy / 1e-9:.3g} nJ"
 
 
 def _named(row: ComparisonRow) -> str:
@@ -219,6 +233,8 @@ def _tier_columns(ann: AnnBaseline) -> dict[str, float | None]:
             found = None if tier is None else getattr(tier, what)
             for corner in CORNERS:
                 columns[f"ann_{name}_{what}_{corner}"] = None if found is None else getattr(found, corner)
+        if name == "cpu_best_batch":  # its latency is that of a whole call
+            columns[f"ann_{name}_size"] = None if tier is None else tier.details.get("batch")
     return columns
 
 

@@ -79,8 +79,12 @@ def estimate_cost(
     )
 
 
-def single_step_tier(graph: QuantizedGraph, activity: Activity, profile: ChipProfile, note: str = "") -> Tier:
-    """Return the tier of a network that was run for one timestep; `note` says how it was made.
+def single_step_tier(
+    graph: QuantizedGraph, activity: Activity, profile: ChipProfile, *, note: str = "", fidelity: float | None = None
+) -> Tier:
+    """Return the tier of a network that was run for one timestep.
+
+    `note` says how it was made; `fidelity` is its agreement with the teacher, where that is what is known.
 
     Raises as :func:`estimate_cost`.
     """
@@ -90,7 +94,7 @@ def single_step_tier(graph: QuantizedGraph, activity: Activity, profile: ChipPro
         energy=cost.energy.total,
         latency=cost.latency.first_output,
         profile=profile.name,
-        details={"note": note} if note else None,
+        details={**({"note": note} if note else {}), **({} if fidelity is None else {"fidelity": fidelity})},
     )
 
 

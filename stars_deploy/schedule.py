@@ -75,8 +75,8 @@ class Clock:
         return find_lags(self.graph)[self.graph.output.name]
 
     def first_inference(self, traffic: Traffic) -> Schedule:
-        """Return the ``T + depth`` timesteps of one inference that starts in an idle chip."""
-        return self._shift(traffic, self.graph.timesteps + max(find_lags(self.graph).values()), wrap=False)
+        """Return the ``T + depth`` timesteps of one inference that starts in an idle chip, until the output is there."""
+        return self._shift(traffic, self.graph.timesteps + self.depth, wrap=False)
 
     def steady(self, traffic: Traffic) -> Schedule:
         """Return T timesteps of a chip that is given one such inference after another without a pause."""
@@ -115,9 +115,12 @@ class Clock:
 
 
 def _moved(counts: Counts, lag: int, window: int, wrap: bool) -> Counts:
-    """Return `counts` (T, ...) `lag` timesteps later in a window, either cyclic or idle around them."""
+    """Return `counts` (T, ...) `lag` timesteps later in a window, either cyclic or idle around them.
+
+    What is beside the way to the output may go on after the window: it is left out.
+    """
     if wrap:
         return np.roll(counts, lag, axis=0)
     moved = np.zeros((window, *counts.shape[1:]), np.int64)
-    moved[lag : lag + len(counts)] = counts
+    moved[lag : lag + len(counts)] = counts[: max(0, window - lag)]
     return moved

@@ -4,8 +4,10 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from stars_deploy.baseline import AnnLayer, describe_topology, estimate_baseline
+from stars_deploy.baseline import AnnLayer, AnnReference, describe_topology, estimate_baseline, same_chip_tier
+from stars_deploy.cpu_measurement import not_measured
 from stars_deploy.errors import ConfigError, FormatError
+from stars_deploy.hardware import Interval
 from stars_deploy.precision import Precision
 from stars_deploy.quantized import ConvProjection, DenseProjection, Population, QuantizedGraph, QuantizedInput
 from stars_deploy.simulate import run_evaluation
@@ -83,12 +85,31 @@ def test_without_a_teacher_the_figures_are_those_of_the_topology(graph, evaluati
 
 
 def test_a_teacher_brings_its_own_layers(graph, evaluation):
-    baseline = estimate_baseline(graph, evaluation, teacher_layers=TEACHER)
+    baseline = estimate_baseline(graph, evaluation, teacher=AnnReference(layers=TEACHER))
     assert (baseline.macs, baseline.macs_of, baseline.layers) == (3040, "the teacher", TEACHER)
     dense, skipping = (baseline.tier(name).energy_j.nominal for name in ("int8_dense", "int8_zero_skipping"))
     assert 0 < skipping < dense
     with pytest.raises(ConfigError, match="ANN layers"):
-        estimate_baseline(graph, evaluation, teacher_layers=())
+        estimate_baseline(graph, evaluation, teacher=AnnReference(layers=()))
+
+
+def test_what_stands_beside_it_reaches_the_tiers(graph, evaluation):
+    given = Interval(nominal=2, low=1, high=3)
+    single = same_chip_tier(accuracy=0.9, energy=given, latency=given, profile="loihi2")
+    teacher = AnnReference(layers=TEACHER, measured=not_measured("no ONNX of this teacher"))
+    baseline = estimate_baseline(graph, evaluation, teacher=teacher, same_chip=single)
+    assert baseline.tier("same_chip_t1") is single
+    assert baseline.measured is teacher.measured
+    assert baseline.tier("cpu_batch_1").details["reason"] == "no ONNX of this teacher"
+
+
+@pytest.mark.parametrize(("decays", "met"), [({}, True), ({"decay_v": 410}, None), ({"decay_u": 2048}, None)])
+def test_leaks_and_lasting_currents_are_no_if_neurons(graph, decays, met):
+    conv = replace(graph.populations[0], **{"decay_v": 0, "vth": 131_070, **decays})
+    quiet = replace(graph, populations=(conv, graph.populations[1]))
+    baseline = estimate_baseline(quiet, run_evaluation(quiet, np.full((1, 1, 4, 4), 1)))
+    assert baseline.spikes_per_synapse == 0
+    assert baseline.break_even[0].met is met
 
 
 def test_the_matched_ann_has_the_bits_of_this_network(graph, evaluation):
@@ -120,7 +141,7 @@ def test_without_spiking_synapses_there_is_no_rate():
 
 
 def test_everything_survives_json(graph, evaluation):
-    baseline = estimate_baseline(graph, evaluation, teacher_layers=TEACHER)
+    baseline = estimate_baseline(graph, evaluation, teacher=AnnReference(layers=TEACHER))
     plain = json.loads(json.dumps(asdict(baseline), allow_nan=False))
     assert tuple(AnnLayer.from_json(layer) for layer in plain["layers"]) == TEACHER
     assert {tier["tier"] for tier in plain["tiers"]} == {"analytic", "measured"}
@@ -131,7 +152,7 @@ def test_everything_survives_json(graph, evaluation):
 
 
 def test_no_ratio_of_chip_and_ann_is_taken(graph, evaluation):
-    for tier in estimate_baseline(graph, evaluation, teacher_layers=TEACHER).tiers:
+    for tier in estimate_baseline(graph, evaluation, teacher=AnnReference(layers=TEACHER)).tiers:
         if tier.tier == "analytic":
             assert tier.label.startswith("estimate: ") and "at 45 nm" in tier.label
             assert any("not to be divided" in text for text in tier.assumptions)

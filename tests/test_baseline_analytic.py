@@ -117,6 +117,12 @@ def test_weights_beyond_the_chip_come_from_dram_once():
     assert (dram.nominal, dram.low) == (pytest.approx(words * 1.95e-9), pytest.approx(words * 1.3e-9))
 
 
+def test_activations_share_the_memory_of_the_chip():
+    # 8 MiB of weights would fit the nominal 8 MiB alone; with any activation they do not.
+    full = AnnLayer(name="fc", macs=8 << 20, weights=8 << 20, inputs=2048, outputs=4096)
+    assert estimate_analytic([full], INT8, skip_zeros=False).dram.nominal > 0
+
+
 def test_few_bits_may_fit_where_many_do_not():
     # 9 Mi weights: 9 MiB at 8 bits, 4.5 MiB at 4.
     layer = AnnLayer(name="fc", macs=9 << 20, weights=9 << 20, inputs=3072, outputs=3072)

@@ -115,22 +115,29 @@ def test_what_could_not_be_measured_says_why():
     ("rate", "met"), [(0.1, True), (0.15, None), (0.5, None), (1.38, None), (1.39, False), (None, None)]
 )
 def test_spikes_per_synapse_beside_the_published_range(rate, met):
-    item = judge_break_even(timesteps=4, spikes_per_synapse=rate, spike_rate=0.1)[0]
+    item = judge_break_even(timesteps=4, spikes_per_synapse=rate, spike_rate=0.1, integrates_only=True)[0]
     assert (item.value, item.met) == (rate, met)
     assert "0.15 and 1.38" in item.statement and "Dampfhoffer" in item.source
     assert ("T = 4" in item.ours) == (rate is not None)
+
+
+@pytest.mark.parametrize(("rate", "met"), [(0.1, None), (0.5, None), (1.39, False)])
+def test_what_is_stated_for_if_neurons_is_not_granted_to_leaky_ones(rate, met):
+    item = judge_break_even(timesteps=4, spikes_per_synapse=rate, spike_rate=0.1, integrates_only=False)[0]
+    assert (item.value, item.met) == (rate, met)
+    assert ("stated for IF neurons" in item.reason) == (rate < 0.15)
 
 
 @pytest.mark.parametrize(
     ("timesteps", "rate", "met"), [(5, 0.05, True), (5, 0.057, False), (5, 0.2, False), (4, 0.01, None), (8, 0.2, None)]
 )
 def test_the_rate_at_five_timesteps_is_judged_at_five_timesteps_only(timesteps, rate, met):
-    item = judge_break_even(timesteps=timesteps, spikes_per_synapse=1.0, spike_rate=rate)[1]
+    item = judge_break_even(timesteps=timesteps, spikes_per_synapse=1.0, spike_rate=rate, integrates_only=True)[1]
     assert (item.value, item.met) == (rate, met)
     assert ("stated for T = 5" in item.reason) == (timesteps != 5)
     assert f"{100 * rate:.3g} %" in item.ours
 
 
 def test_a_published_ratio_is_quoted_and_not_judged():
-    item = judge_break_even(timesteps=5, spikes_per_synapse=0.01, spike_rate=0.01)[2]
+    item = judge_break_even(timesteps=5, spikes_per_synapse=0.01, spike_rate=0.01, integrates_only=True)[2]
     assert "6 to 8 times" in item.statement and (item.value, item.met) == (None, None)

@@ -20,7 +20,7 @@ from stars_deploy.engine.kernels import list_in_vectors, list_one_by_one
 from stars_deploy.errors import ConfigError, QuantizationError, StarsDeployError
 from stars_deploy.precision import Precision
 from stars_deploy.quantized import ConvProjection, DenseProjection, Population, QuantizedGraph, QuantizedInput
-from stars_deploy.synops import LayerCounts, count_batch, wire_up
+from stars_deploy.synops import LayerCounts, count_batch, find_active, sum_neurons, wire_up
 from stars_deploy.targets.reference import run_reference
 
 #: What shall happen in the graphs below, each in at least this share of them.
@@ -132,6 +132,44 @@ def test_no_result_depends_on_threads_memory_or_what_is_recorded(drawn, threads,
             assert memory < 1 << 24
             memory = int(1.1 * memory) + 1
     assert_same_run(graph, images, record, run, chosen)
+
+
+def assert_same_neurons(expected, got):
+    assert list(got.sent) == list(expected.sent) and list(got.active) == list(expected.active)
+    for kind in ("sent", "active"):
+        for name, counts in getattr(expected, kind).items():
+            assert getattr(got, kind)[name].shape == counts.shape
+            assert getattr(got, kind)[name].tolist() == counts.tolist(), (kind, name)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(graphs(), st.sampled_from([1, 2, 3]), st.floats(6, 20), st.integers(0, 2**32 - 1))
+def test_each_neuron_is_counted_however_the_work_is_cut_up(drawn, threads, size, seed):
+    """Sums of every neuron, and which were active of what is recorded, in any budget that suffices."""
+    graph, images = drawn
+    record, rng = run_reference(graph, images), np.random.default_rng(seed)
+    chosen = tuple(name for name in names_of(graph) if rng.random() < 0.5)
+    busy = find_active(graph, wire_up(graph), record, images)
+    memory, run = int(2**size), None
+    while run is None:
+        try:
+            engine = FastEngine(graph, threads=threads, memory=memory)
+            run = engine.run(images, record=chosen, activity=True, per_neuron=True)
+        except ConfigError as error:
+            assert error.where == "memory"
+            assert memory < 1 << 24
+            memory = int(1.1 * memory) + 1
+    assert_same_run(graph, images, record, run, chosen)
+    assert_same_neurons(sum_neurons(graph, record, images, busy), run.sums)
+    assert tuple(run.active) == tuple(run.spikes)
+    for name, marks in run.active.items():
+        assert marks.dtype == bool
+        np.testing.assert_array_equal(marks, busy[name], err_msg=name)
+    plain = engine.run(images, record=chosen)  # the same engine, counting less
+    assert plain.sums is None and plain.active == {}
+    assert_same_run(graph, images, record, plain, chosen)
+    again = engine.run(images, per_neuron=True)
+    assert_same_neurons(run.sums, again.sums)
 
 
 def least_memory(graph, images, chosen=(), most=1 << 20):
@@ -415,7 +453,8 @@ def test_what_is_needed_does_not_grow_with_the_batch():
 @pytest.mark.parametrize("frames", [False, True])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("budget", [1.0, 5.0])
-def test_a_run_stays_within_its_budget(budget, threads, frames):
+@pytest.mark.parametrize("per_neuron", [False, True])
+def test_a_run_stays_within_its_budget(budget, threads, frames, per_neuron):
     """Of what NumPy and Python allocate; the images and the network's tables are there before."""
     graph = wide_conv(2, 2, 2, size=(40, 40), kernel=(1, 1)).with_timesteps(8)
     images = np.random.default_rng(0).integers(0, 256, (12, *graph.input.shape))
@@ -423,11 +462,13 @@ def test_a_run_stays_within_its_budget(budget, threads, frames):
         images = np.stack([np.roll(images, step, axis=-1) for step in range(8)])
     one = images[:, :1] if frames else images[:1]
     memory = int(threads * budget * least_memory(graph, one)) + 16 * 12 * graph.output.size
+    neurons = int(np.prod(graph.input.shape)) + 2 * sum(population.size for population in graph.populations)
+    memory += threads * 8 * graph.timesteps * neurons * per_neuron
     engine = FastEngine(graph, threads=threads, memory=memory)
     engine.run(one)  # compiles
     tracemalloc.start()
     try:
-        engine.run(images)
+        engine.run(images, per_neuron=per_neuron)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

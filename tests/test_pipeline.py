@@ -96,7 +96,7 @@ def test_build_reports_what_design_asks_for(built):
     assert report["verification"]["netx"]["passed"] and report["verification"]["netx"]["samples"] == 16
     assert report["verification"]["netx"]["compared_spikes"] > 16 * 4 * 1000
     stages = ["teacher", "distil", "quantise", "write", "verify", "simulate", "measure"]
-    assert recorder.heard == [*stages, "compare"]
+    assert recorder.heard == [*stages, "compare", "page"]
     assert list(report["provenance"]["seconds"]) == stages
     assert any("reconstructed from the abstract" in note for note in report["student"]["notes"])
 

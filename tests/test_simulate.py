@@ -7,7 +7,7 @@ import pytest
 from stars_deploy.engines import fast_engine, recording_engine
 from stars_deploy.errors import ConfigError, DataError, QuantizationError, TargetError
 from stars_deploy.quantized import ConvProjection, DenseProjection, Population, QuantizedGraph, QuantizedInput
-from stars_deploy.simulate import run_evaluation, summarize_counts
+from stars_deploy.simulate import run_evaluation
 from stars_deploy.targets.base import SpikeRecord
 from stars_deploy.targets.reference import run_reference
 
@@ -71,11 +71,14 @@ def test_a_network_counted_by_hand(hand_graph):
     assert out.active_per_step == pytest.approx((4 / 3, 4 / 3))
     totals = evaluation.totals()
     assert evaluation.input_messages == pytest.approx(4 / 3)  # one lit pixel x 2 timesteps in two of three samples
-    assert totals["messages"] == pytest.approx(2 + 4 / 3)
+    assert totals["input_messages"] == evaluation.input_messages
     assert totals["spikes"] == 2
     assert totals["synops"] == pytest.approx(2 + 10 / 3)
     assert totals["neuron_updates"] == 8
     assert totals["active_updates"] == pytest.approx(2 * (1 + 4 / 3))
+    assert totals["inactive_updates"] == pytest.approx(8 - 2 * (1 + 4 / 3))
+    assert totals["dense_synops"] == pytest.approx(2 * 4 / 3 + sum(out.dense_synops_per_step))
+    assert hidden.totals()["neuron_updates"] == 4 and out.totals()["synops"] == pytest.approx(10 / 3)
     # Readouts gain (9, 3 + 1), (5, 3 + 1) and (0, 1) a timestep: the third answers 1 by its bias.
     assert evaluation.predictions.tolist() == [0, 0, 1]
     assert evaluation.accuracy == pytest.approx(2 / 3)
@@ -170,12 +173,31 @@ def test_an_engine_that_returns_too_little_is_refused(random_graph, seven_images
         run_evaluation(random_graph, seven_images, engine=recording_engine(partial))
 
 
-def test_the_summary_is_json(random_graph, seven_images):
-    summary = json.loads(json.dumps(summarize_counts(run_evaluation(random_graph, seven_images)), allow_nan=False))
-    assert {"synops", "neuron_updates", "spikes", "messages"} <= set(summary["per_inference"])
-    assert [layer["name"] for layer in summary["per_layer"]] == ["conv", "out"]
-    assert sum(layer["synops"] for layer in summary["per_layer"]) == pytest.approx(summary["per_inference"]["synops"])
-    assert summary["per_layer"][0]["neurons"] == 60
+def test_the_totals_of_layers_are_json_and_add_up(random_graph, seven_images):
+    evaluation = run_evaluation(random_graph, seven_images)
+    totals = json.loads(json.dumps(evaluation.totals(), allow_nan=False))
+    assert {"synops", "dense_synops", "neuron_updates", "active_updates", "inactive_updates", "spikes"} <= set(totals)
+    assert [layer.name for layer in evaluation.layers] == ["conv", "out"]
+    for name, total in totals.items():
+        if name != "input_messages":
+            assert sum(layer.totals()[name] for layer in evaluation.layers) == pytest.approx(total)
+    assert evaluation.layers[0].neurons == 60
+
+
+@pytest.mark.parametrize("engine", [fast_engine(1), fast_engine(2), recording_engine(run_reference)])
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_every_neuron_is_counted_where_asked_for(random_graph, seven_images, engine, batch_size):
+    record = run_reference(random_graph, seven_images)
+    counted = run_evaluation(random_graph, seven_images, engine=engine, per_neuron=True, batch_size=batch_size)
+    assert list(counted.sums.sent) == ["input", "conv", "out"] and list(counted.sums.active) == ["conv", "out"]
+    for name, spikes in record.spikes.items():
+        np.testing.assert_array_equal(counted.sums.sent[name], spikes.sum(axis=1))
+    np.testing.assert_array_equal(counted.sums.sent["input"], [(seven_images != 0).sum(axis=0)] * 3)
+    for layer in counted.layers:
+        means = counted.sums.active[layer.name].reshape(3, -1).sum(axis=1) / 7
+        assert means.tolist() == pytest.approx(layer.active_per_step)
+    plain = run_evaluation(random_graph, seven_images, engine=engine, batch_size=batch_size)
+    assert plain.sums is None and plain.layers == counted.layers
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from stars_deploy.baseline.accelerator import CONSTANTS
 from stars_deploy.baseline.break_even import BreakEven, judge_break_even
 from stars_deploy.baseline.layers import AnnLayer, describe_topology
 from stars_deploy.baseline.tiers import Tier, analytic_tiers, measured_tiers
 from stars_deploy.cpu_measurement import CpuMeasurement
 from stars_deploy.errors import ConfigError
+from stars_deploy.populations import DECAY_ONE
 from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.simulate import Evaluation
 from stars_deploy.synops import fan_out
@@ -132,7 +135,12 @@ def estimate_baseline(
         layers=layers,
         spikes_per_synapse=per_synapse,
         spike_rate=rate,
-        break_even=judge_break_even(timesteps=graph.timesteps, spikes_per_synapse=per_synapse, spike_rate=rate),
+        break_even=judge_break_even(
+            timesteps=graph.timesteps,
+            spikes_per_synapse=per_synapse,
+            spike_rate=rate,
+            integrates_only=_integrates_only(graph),
+        ),
         tiers=(*analytic, *(() if same_chip is None else (same_chip,)), *measured_tiers(measured, accuracy)),
         measured=measured,
     )
@@ -145,6 +153,13 @@ def _spikes_per_synapse(graph: QuantizedGraph, evaluation: Evaluation) -> float 
         if projection.source != graph.input.name
     )
     return evaluation.totals()["spike_synops"] / driven if driven else None
+
+
+def _integrates_only(graph: QuantizedGraph) -> bool:
+    firing = [population for population in graph.populations if population.fires]
+    return all(
+        bool(np.all(population.decay_v == 0)) and bool(np.all(population.decay_u == DECAY_ONE)) for population in firing
+    )
 
 
 def _spike_rate(graph: QuantizedGraph, evaluation: Evaluation) -> float:

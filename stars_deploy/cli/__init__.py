@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from stars_deploy.cli import checking, making, running, showing
+from stars_deploy.cli import checking, making, reporting, running, showing
 from stars_deploy.cli.application import app
 
-__all__ = ["app", "checking", "main", "making", "running", "showing"]
+__all__ = ["app", "checking", "main", "making", "reporting", "running", "showing"]
 
 
 def main() -> None:

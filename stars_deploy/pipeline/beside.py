@@ -9,13 +9,13 @@ import numpy.typing as npt
 
 from stars_deploy.activity import measure_activity
 from stars_deploy.baseline import Tier, no_same_chip_tier
-from stars_deploy.comparison import tabulate_rows
+from stars_deploy.comparison import find_agreement, tabulate_rows
 from stars_deploy.config import BuildConfig
 from stars_deploy.cost import single_step_tier
 from stars_deploy.engines import Engine
 from stars_deploy.errors import QuantizationError, StarsDeployError
 from stars_deploy.hardware import ChipProfile
-from stars_deploy.pipeline.comparing import compare_models
+from stars_deploy.pipeline.comparing import QUANTISED_FOR_ONE, compare_models
 from stars_deploy.pipeline.directory import RunDirectory
 from stars_deploy.pipeline.models import Model
 
@@ -26,6 +26,7 @@ def single_step_beside(
     labels: npt.NDArray[Any] | None,
     profile: ChipProfile,
     engine: Engine | None = None,
+    teacher_classes: npt.NDArray[Any] | None = None,
 ) -> Tier:
     """Return the same network at T = 1 on the same chip, run on the same images; a tier says why there is none.
 
@@ -39,8 +40,10 @@ def single_step_beside(
         graph = model.at_setting(1)
     except QuantizationError as error:
         return no_same_chip_tier(f"cannot be quantised for T = 1: {error}")
-    note = "quantised for T = 1; the student was trained for another" if graph is not model.graph else ""
-    return single_step_tier(graph, measure_activity(graph, images, labels, engine=engine), profile, note)
+    activity = measure_activity(graph, images, labels, engine=engine)
+    fidelity = find_agreement(activity.evaluation, teacher_classes)
+    note = QUANTISED_FOR_ONE if graph is not model.graph else ""
+    return single_step_tier(graph, activity, profile, note=note, fidelity=fidelity)
 
 
 def sweep_beside(directory: RunDirectory, config: BuildConfig) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from stars_deploy.pipeline.directory import (
 )
 from stars_deploy.pipeline.measuring import TeacherMeasurement, measure_teacher
 from stars_deploy.pipeline.models import Model, check_fit, quantize_calibrated
+from stars_deploy.pipeline.reporting import write_report_page
 from stars_deploy.pipeline.runtime import prepare_torch
 from stars_deploy.pipeline.samples import distinct_samples
 from stars_deploy.pipeline.verifying import verify_targets, write_targets
@@ -158,7 +159,8 @@ def _deploy(
     directory.write_report(report)
     with watch.stage("compare"):
         directory.write_report({**report, "sweep": sweep_beside(directory, config)})
-    directory.seal()
+    with watch.stage("page"):
+        write_report_page(directory.path, data=data)
     return directory.report()
 
 
@@ -317,7 +319,10 @@ def _reference(beside: TeacherMeasurement, accuracy: float | None) -> AnnReferen
 def _single_step(directory: RunDirectory, model: Model, data: EvaluationSet | None, profile: ChipProfile) -> Tier:
     if data is not None:
         return single_step_beside(model, data.images, data.labels, profile)
-    return single_step_beside(model, as_pixels(directory.images().held_out), None, profile)
+    synthetic = directory.images()
+    return single_step_beside(
+        model, as_pixels(synthetic.held_out), None, profile, teacher_classes=synthetic.teacher_classes
+    )
 
 
 def _measure_beside(

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stars_deploy.activity import Activity
-from stars_deploy.baseline import AnnReference
-from stars_deploy.comparison import ComparisonRow, make_row, mark_pareto
+from stars_deploy.baseline import AnnReference, no_same_chip_tier
+from stars_deploy.comparison import ComparisonRow, find_agreement, make_row, mark_pareto
 from stars_deploy.cost import single_step_tier
 from stars_deploy.errors import ConfigError, DataError
 from stars_deploy.graph import SpikingGraph
@@ -38,6 +38,9 @@ from stars_deploy.sweep.running import Places, opened
 from stars_deploy.sweep.settings import Setting, check_once, plan_settings
 from stars_deploy.sweep.tasks import Runner, SharedArray, Task, labelled, run_tasks
 from stars_deploy.sweep.work import quantization, read_activity, read_graph, simulation
+
+#: How the network at T = 1 came about.
+QUANTISED_FOR_ONE = "quantised for T = 1; the student was trained for another number of timesteps"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +267,13 @@ def _row(
 ) -> ComparisonRow:
     """Return a row; where the same model and bits are among the settings for one timestep, that one beside it."""
     single = replace(setting, timesteps=1)
-    beside = single_step_tier(graphs[single], activities[single], profile) if single in graphs else None
+    if single not in graphs:
+        beside = no_same_chip_tier("T = 1 is not among the settings")
+    else:
+        made_for = subject.model.graph.timesteps
+        note = f"integers made for T = {made_for}, run as is" if subject.model.directory is None else QUANTISED_FOR_ONE
+        fidelity = find_agreement(activities[single].evaluation, subject.answers)
+        beside = single_step_tier(graphs[single], activities[single], profile, note=note, fidelity=fidelity)
     return make_row(
         graphs[setting], activities[setting], profile, built=subject.model.graph,
         quantized_again=subject.model.directory is not None, teacher_predictions=subject.answers,

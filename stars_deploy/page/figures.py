@@ -1,0 +1,337 @@
+"""The plots of a page, as what plotly.js takes: traces and layouts, from the numbers of a report alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+#: Okabe and Ito's colours, which those who see colours otherwise can tell apart.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8a8a8a", "#B8A800")
+PARTS = ("synapses", "neurons_active", "neurons_inactive", "spikes", "messages", "hops")
+
+#: Ticks of a logarithmic axis at every doubling.
+_OCTAVE = 0.30102999566
+Figure = dict[str, Any]
+Rows = Sequence[Mapping[str, Any]]
+
+
+def make_figures(report: Mapping[str, Any]) -> dict[str, Figure]:
+    """Return the plots that a report has numbers for, by the id of their place on the page."""
+    rows = report.get("sweep", {}).get("rows", [])
+    swept = {"score": _score(rows), "energy": _energy(rows), "pareto": _pareto(rows)} if rows else {}
+    return {
+        **swept,
+        "parts": _parts(report["energy_j"]),
+        "layers": _layers(report["energy_j"]),
+        "rates": _rates(report["counts"]["per_layer"]),
+        "activity": _activity(report["counts"]["per_layer"]),
+        "latency": _latency(report["latency_s"]),
+        "cores": _cores(report["hardware"]),
+    }
+
+
+def measure_of(rows: Rows) -> str:
+    """Return what the settings are compared by: accuracy, or the fidelity where not every row has one."""
+    return "accuracy" if all(row["accuracy"] is not None for row in rows) else "fidelity"
+
+
+def _whole_steps(count: int) -> Figure:
+    """Return an axis of timesteps 1 to `count`."""
+    return {"tick0": 1, "dtick": max(1, count // 8), "tickformat": "d"}
+
+
+def _by_bits(rows: Rows) -> dict[int, list[Mapping[str, Any]]]:
+    kinds: dict[int, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        kinds.setdefault(row["weight_bits"], []).append(row)
+    return kinds
+
+
+def _figure(traces: list[Figure], x: str, y: str, **layout: Any) -> Figure:
+    axes: dict[str, Figure] = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}, "rangemode": "tozero"}}
+    for axis in ("xaxis", "yaxis"):
+        axes[axis].update(layout.pop(axis, {}))
+    return {"data": traces, "layout": {**axes, **layout}}
+
+
+def _error(rows: Rows, key: str, scale: float) -> Figure:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [scale * (row[f"{key}_high"] - row[f"{key}_nominal"]) for row in rows],
+        "arrayminus": [scale * (row[f"{key}_nominal"] - row[f"{key}_low"]) for row in rows],
+        "thickness": 1.5,
+        "width": 4,
+    }
+
+
+def _score(rows: Rows) -> Figure:
+    measure = measure_of(rows)
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": f"{bits}-bit weights",
+            "x": [str(row["timesteps"]) for row in kind],
+            "y": [100 * row[measure] for row in kind],
+            "marker": {"size": 9},
+            "hovertemplate": "T = %{x}: %{y:.2f} %<extra></extra>",
+        }
+        for bits, kind in _by_bits(rows).items()
+    ]
+    return _figure(traces, "timesteps T", f"{measure} [%]", xaxis={"type": "category"}, yaxis={"rangemode": "normal"})
+
+
+def _energy(rows: Rows) -> Figure:
+    traces = []
+    for bits, kind in _by_bits(rows).items():
+        for key, name, dash in (("energy_total_j", "total", "solid"), ("energy_dynamic_j", "dynamic", "dot")):
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers",
+                    "name": f"{name}, {bits} bits",
+                    "x": [str(row["timesteps"]) for row in kind],
+                    "y": [1e6 * row[f"{key}_nominal"] for row in kind],
+                    "error_y": _error(kind, key, 1e6),
+                    "line": {"dash": dash},
+                    "marker": {"size": 8},
+                    "hovertemplate": "T = %{x}: %{y:.3g} µJ<extra>" + name + "</extra>",
+                }
+            )
+    return _figure(traces, "timesteps T", "energy [µJ]", xaxis={"type": "category"})
+
+
+def _pareto(rows: Rows) -> Figure:
+    measure = measure_of(rows)
+    traces = []
+    for best, name, symbol in ((True, "Pareto-best", "star"), (False, "dominated", "circle-open")):
+        kind = [row for row in rows if bool(row["pareto"]) is best]
+        if not kind:
+            continue
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers+text",
+                "name": name,
+                "x": [1e6 * row["energy_total_j_nominal"] for row in kind],
+                "y": [100 * row[measure] for row in kind],
+                "error_x": _error(kind, "energy_total_j", 1e6),
+                "text": [f"T = {row['timesteps']}" for row in kind],
+                "textposition": "bottom center",
+                "customdata": [row["reason"] for row in kind],
+                "marker": {"symbol": symbol, "size": 13},
+                "hovertemplate": "%{text}: %{y:.2f} %, %{x:.3g} µJ<br>%{customdata}<extra></extra>",
+            }
+        )
+    return _figure(
+        traces, "energy, total [µJ]", f"{measure} [%]",
+        xaxis={"type": "log", "dtick": _OCTAVE, "tickformat": ".3~g"}, yaxis={"rangemode": "normal"},
+    )  # fmt: skip
+
+
+def _words(part: str) -> str:
+    return part.replace("_", ", ")
+
+
+def _parts(energy: Mapping[str, Any]) -> Figure:
+    values = [energy["parts"][part] for part in PARTS]
+    trace = {
+        "type": "bar",
+        "x": [_words(part) for part in PARTS],
+        "y": [1e6 * value["nominal"] for value in values],
+        "error_y": {
+            "type": "data", "symmetric": False, "thickness": 1.5,
+            "array": [1e6 * (value["high"] - value["nominal"]) for value in values],
+            "arrayminus": [1e6 * (value["nominal"] - value["low"]) for value in values],
+        },
+        "marker": {"color": [PALETTE[index] for index in range(len(PARTS))]},
+        "hovertemplate": "%{x}: %{y:.3g} µJ<extra></extra>",
+    }  # fmt: skip
+    return _figure([trace], "", "dynamic energy [µJ]", showlegend=False)
+
+
+def _layers(energy: Mapping[str, Any]) -> Figure:
+    layers = energy["by_layer"]
+    traces = [
+        {
+            "type": "bar",
+            "name": _words(part),
+            "x": [layer["name"] for layer in layers],
+            "y": [1e6 * layer["parts"][part] for layer in layers],
+            "marker": {"color": PALETTE[index]},
+            "hovertemplate": "%{x}: %{y:.3g} µJ<extra>" + _words(part) + "</extra>",
+        }
+        for index, part in enumerate(PARTS)
+        if any(layer["parts"][part] for layer in layers)
+    ]
+    return _figure(traces, "", "dynamic energy [µJ]", barmode="stack", xaxis={"type": "category"})
+
+
+def _rates(layers: Rows) -> Figure:
+    trace = {
+        "type": "bar",
+        "x": [layer["name"] for layer in layers],
+        "y": [layer["firing_rate"] for layer in layers],
+        "marker": {"color": PALETTE[2]},
+        "hovertemplate": "%{x}: %{y:.3f}<extra></extra>",
+    }
+    return _figure([trace], "", "spikes / neuron / timestep", showlegend=False, xaxis={"type": "category"})
+
+
+def _activity(layers: Rows) -> Figure:
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": layer["name"],
+            "x": list(range(1, len(layer["spikes_per_step"]) + 1)),
+            "y": layer["spikes_per_step"],
+            "hovertemplate": "t = %{x}: %{y:.1f} spikes<extra>" + layer["name"].replace("<", "&lt;") + "</extra>",
+        }
+        for layer in layers
+        if any(layer["spikes_per_step"])
+    ]
+    return _figure(
+        traces,
+        "timestep t",
+        "spikes, mean over images",
+        xaxis=_whole_steps(max(len(layer["spikes_per_step"]) for layer in layers)),
+    )
+
+
+def _latency(latency: Mapping[str, Any]) -> Figure:
+    steps = latency["steps"]
+    terms = list(dict.fromkeys(step["term"] for step in steps))
+    traces = [
+        {
+            "type": "bar",
+            "name": f"bound by {term}",
+            "x": [index + 1 for index, step in enumerate(steps) if step["term"] == term],
+            "y": [1e6 * step["seconds"] for step in steps if step["term"] == term],
+            "customdata": [f"{step['layer']}, core {step['core']}" for step in steps if step["term"] == term],
+            "hovertemplate": "step %{x}: %{y:.3g} µs, %{customdata}<extra>" + term + "</extra>",
+        }
+        for term in terms
+    ]
+    return _figure(
+        traces,
+        "timestep of a busy chip",
+        "time [µs]",
+        xaxis=_whole_steps(len(steps)),
+        barmode="overlay",
+        showlegend=True,
+    )
+
+
+def _cores(hardware: Mapping[str, Any]) -> Figure:
+    """Return the mesh with a square for each core; buttons choose what colours them."""
+    cores, per_tile = hardware["core_map"], hardware["cores_per_tile"]
+    side = max(1, round(per_tile**0.5))
+    columns, rows = hardware["mesh"]
+    seen: dict[tuple[int, int], int] = {}
+    x, y, hover = [], [], []
+    for core in cores:
+        place = (core["x"], core["y"])
+        slot = seen.get(place, 0)
+        seen[place] = slot + 1
+        x.append(core["x"] + (slot % side + 0.5) / side - 0.5)
+        y.append(core["y"] + (slot // side + 0.5) / side - 0.5)
+        hover.append(
+            f"core {core['core']}: {core['layer']}<br>{core['neurons']:,} neurons, {core['synaptic_words']:,} words<br>"
+            f"{core['synops']:,.0f} synops, busiest step {1e6 * max(core['seconds_per_step']):.3g} µs"
+        )
+    names = list(dict.fromkeys(core["layer"] for core in cores))
+    choices = {
+        "layer": [names.index(core["layer"]) for core in cores],
+        "synops": [core["synops"] for core in cores],
+        "neurons": [core["neurons"] for core in cores],
+        "time": [1e6 * max(core["seconds_per_step"]) for core in cores],
+    }
+    titles = {"layer": "layer", "synops": "synops", "neurons": "neurons", "time": "µs, busiest step"}
+    trace = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": x,
+        "y": y,
+        "text": hover,
+        "hovertemplate": "%{text}<extra></extra>",
+        "marker": {
+            "symbol": "square", "size": 16, "color": choices["layer"], "colorscale": _steps(len(names)),
+            "cmin": -0.5, "cmax": len(names) - 0.5,
+            "colorbar": {"title": {"text": "layer"}, "tickvals": list(range(len(names))), "ticktext": names},
+        },
+    }  # fmt: skip
+    buttons = [
+        {"label": titles[name], "method": "restyle", "args": [_colouring(name, values, titles[name], names)]}
+        for name, values in choices.items()
+    ]
+    width = columns * hardware["chips"]
+    tiles = [
+        {
+            "type": "rect", "x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5,
+            "line": {"width": 1}, "layer": "below",
+        }
+        for column in range(width)
+        for row in range(rows)
+    ]  # fmt: skip
+    return _figure(
+        [trace], "mesh, column", "row", shapes=tiles, showlegend=False,
+        xaxis={"range": [-0.6, width - 0.4], "showgrid": False, "zeroline": False, "dtick": 1 if width < 20 else 8},
+        yaxis={"range": [rows - 0.4, -0.6], "showgrid": False, "zeroline": False, "dtick": 1, "rangemode": "normal"},
+        updatemenus=[
+            {"type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1.22, "buttons": buttons}
+        ],
+    )  # fmt: skip
+
+
+def _steps(count: int) -> list[list[Any]]:
+    """Return a colour scale of `count` even steps."""
+    scale: list[list[Any]] = []
+    for index in range(count):
+        colour = PALETTE[index % len(PALETTE)]
+        scale += [[index / count, colour], [(index + 1) / count, colour]]
+    return scale
+
+
+def _colouring(name: str, values: list[Any], title: str, names: list[str]) -> Figure:
+    by_layer = name == "layer"
+    bar = {"title": {"text": title}, **({"tickvals": list(range(len(names))), "ticktext": names} if by_layer else {})}
+    return {
+        "marker.color": [values],
+        "marker.colorscale": [_steps(len(names))] if by_layer else ["Viridis"],
+        "marker.cmin": [-0.5 if by_layer else 0],
+        "marker.cmax": [len(names) - 0.5 if by_layer else max(values) or 1],
+        "marker.colorbar": [bar],
+    }
+
+
+def make_raster(spikes: Mapping[str, Any]) -> Figure:
+    """Return one sample's spikes: a mark for each, layers one above the other.
+
+    Parameters
+    ----------
+    spikes : mapping of str to array of bool, (T, neurons)
+    """
+    traces, ticks, base = [], [], 0
+    longest = 1
+    for name, fired in spikes.items():
+        steps, neurons = fired.nonzero()
+        longest = max(longest, len(fired))
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": name,
+                "x": (steps + 1).tolist(),
+                "y": (neurons + base).tolist(),
+                "marker": {"symbol": "line-ew-open", "size": max(4, min(28, 240 // len(fired)))},
+                "hovertemplate": "t = %{x}<extra>" + name.replace("<", "&lt;") + "</extra>",
+            }
+        )
+        ticks.append((base + fired.shape[1] / 2, name))
+        base += fired.shape[1] + 4
+    return _figure(
+        traces, "timestep t", "", showlegend=False, xaxis={**_whole_steps(longest), "range": [0.5, longest + 0.5]},
+        yaxis={"tickvals": [place for place, _ in ticks], "ticktext": [name for _, name in ticks], "zeroline": False},
+    )  # fmt: skip

@@ -1,0 +1,86 @@
+"""From content to one HTML file with everything in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from stars_deploy.artifacts import written_whole
+from stars_deploy.page.content import PageContent
+from stars_deploy.page.figures import PARTS, make_figures, make_raster, measure_of
+from stars_deploy.page.images import MOST, data_uri
+from stars_deploy.page.numbers import Numbers, escaped
+
+#: What a browser would take for the end of a script, or of a line of one.
+_UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+def render(content: PageContent) -> str:
+    """Return the page as HTML.
+
+    Everything that a report says is escaped, in the text as in the data of the plots; the page allows itself no request
+    (Content-Security-Policy), and its tables are there without JavaScript.
+    """
+    report = content.report
+    numbers = Numbers(report)
+    figures = make_figures(report)
+    if content.raster is not None:
+        figures["raster"] = make_raster(content.raster.spikes)
+    rows = report.get("sweep", {}).get("rows", [])
+    environment = Environment(
+        loader=PackageLoader("stars_deploy.page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("report.html").render(
+        title=content.title,
+        report=report,
+        figures=figures,
+        rows=rows,
+        measure=measure_of(rows) if rows else "accuracy",
+        parts=PARTS,
+        raster=content.raster,
+        images=_images(content),
+        n=numbers.number,
+        interval=numbers.interval,
+        corners=numbers.corners,
+        key=escaped,
+        style=Markup(_asset("style.css")),
+        script=Markup(_asset("page.js")),
+        plotly=Markup(get_plotlyjs()),
+        data=Markup(_json(figures)),
+    )
+
+
+def write_page(content: PageContent, path: str | os.PathLike[str]) -> None:
+    """Write the page, whole or not at all.
+
+    Raises
+    ------
+    ArtifactError
+        If the file cannot be written.
+    """
+    text = render(content)
+    with written_whole(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def _asset(name: str) -> str:
+    return (resources.files("stars_deploy.page") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _json(figures: dict[str, Any]) -> str:
+    text = json.dumps(figures, ensure_ascii=False, allow_nan=False)
+    return "".join(_UNSAFE.get(character, character) for character in text)
+
+
+def _images(content: PageContent) -> list[tuple[str, str]]:
+    sheet = content.synthetic
+    if sheet is None:
+        return []
+    return [(data_uri(image), name) for image, name in zip(sheet.images[:MOST], sheet.classes, strict=False)]
