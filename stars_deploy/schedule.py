@@ -75,7 +75,7 @@ class Clock:
         return find_lags(self.graph)[self.graph.output.name]
 
     def first_inference(self, traffic: Traffic) -> Schedule:
-        """Return the ``T + depth`` timesteps of one inference that starts in an idle chip, until the output is there."""
+        """Return the ``T + depth`` timesteps of one inference in an idle chip, until the output is there."""
         return self._shift(traffic, self.graph.timesteps + self.depth, wrap=False)
 
     def steady(self, traffic: Traffic) -> Schedule:

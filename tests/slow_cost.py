@@ -111,12 +111,12 @@ def slow_lags(graph):
 
 def slow_step_times(graph, mapping, counts, *, corner, phases, wrap):
     """Return the seconds of each timestep of the chip for one sample, from its `counts`."""
-    lags, time, T = slow_lags(graph), mapping.profile.time, graph.timesteps
-    window = T if wrap else T + lags[graph.output.name]
+    lags, time, steps = slow_lags(graph), mapping.profile.time, graph.timesteps
+    window = steps if wrap else steps + lags[graph.output.name]
 
     def graph_step(step, lag):
-        moved = (step - lag) % T if wrap else step - lag
-        return moved if 0 <= moved < T else None
+        moved = (step - lag) % steps if wrap else step - lag
+        return moved if 0 <= moved < steps else None
 
     def at(name):
         return getattr(time, name).at(corner) * 1e-9

@@ -23,7 +23,7 @@ COUNTED = ("synops", "dense_synops", "spikes", "active_updates", "inactive_updat
 @pytest.fixture(scope="module")
 def network():
     kept = Traits(batch=6, populations=4, timesteps=3, payload=(4, False), residuals=1)
-    graph, images = random_graph(kept, 40)
+    graph, images = random_graph(kept, 89)
     return graph, measure_activity(graph, images, np.zeros(6, int))
 
 
@@ -59,9 +59,17 @@ def test_the_sections_are_those_of_the_report(sections, network):
     assert all(len(pair) == 2 for pair in hardware["utilisation"].values())
     for name in ("per_inference", "first_output", "throughput"):
         assert set(sections["latency_s"][name]) == {"nominal", "low", "high"}
-    assert {"depth", "phases", "other_phases_s", "spread", "samples", "binding", "steps", "caveat", "not_modelled"} <= set(
-        sections["latency_s"]
-    )
+    assert {
+        "depth",
+        "phases",
+        "other_phases_s",
+        "spread",
+        "samples",
+        "binding",
+        "steps",
+        "caveat",
+        "not_modelled",
+    } <= set(sections["latency_s"])
     assert "core_seconds" not in sections["latency_s"]  # in the core map
     assert set(sections["energy_j"]["parts"]) == set(PARTS)
     assert sections["energy_j"]["label"] == "estimate"
@@ -141,7 +149,7 @@ def test_a_kept_activity_costs_the_same(network, profile, tmp_path):
 
 @settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
 @given(
-    graphs(timesteps=st.integers(1, 4), batch=st.integers(1, 3), width=1),
+    graphs(timesteps=st.integers(1, 4), batch=st.integers(1, 3), width=1, populations=st.integers(2, 4)),
     st.sampled_from([small_chip(neurons) for neurons in (1, 5, 4095)]),
 )
 def test_sections_of_any_network_are_json(drawn, profile):

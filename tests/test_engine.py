@@ -463,7 +463,7 @@ def test_a_run_stays_within_its_budget(budget, threads, frames, per_neuron):
     one = images[:, :1] if frames else images[:1]
     memory = int(threads * budget * least_memory(graph, one)) + 16 * 12 * graph.output.size
     neurons = int(np.prod(graph.input.shape)) + 2 * sum(population.size for population in graph.populations)
-    memory += threads * 8 * graph.timesteps * neurons * per_neuron
+    memory += (threads + (threads > 1)) * 8 * graph.timesteps * neurons * per_neuron
     engine = FastEngine(graph, threads=threads, memory=memory)
     engine.run(one)  # compiles
     tracemalloc.start()

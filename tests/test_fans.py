@@ -24,7 +24,7 @@ def drawn_graphs():
 
 
 def fans_by_enumeration(graph, mapping):
-    """Return {(source, target, delay, core, neuron): [effective, stored]}, and (source, neuron, core) of each message."""
+    """Return {(source, target, delay, core, neuron): [effective, stored]}, and a (source, neuron, core) a message."""
     home, counts, messages = cores_of(graph, mapping), defaultdict(lambda: [0, 0]), set()
     for projection in graph.projections:
         for source, target, weight, delay in synapses_with_delays(graph, projection):

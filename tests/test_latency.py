@@ -74,16 +74,12 @@ def test_the_latency_of_any_network_equals_slow_loops(drawn, profile):
     slow, mapping = slow_counts(graph, activity, counter), counter.mapping
 
     def times(corner, phases=profile.phases, *, wrap=True):
-        return np.array(
-            [slow_step_times(graph, mapping, one, corner=corner, phases=phases, wrap=wrap) for one in slow]
-        )
+        return np.array([slow_step_times(graph, mapping, one, corner=corner, phases=phases, wrap=wrap) for one in slow])
 
     corners = ("nominal", "low", "high")
     steps = times("nominal")
     assert by_corner(found.per_inference) == pytest.approx([times(c).sum(axis=1).mean() for c in corners])
-    assert by_corner(found.first_output) == pytest.approx(
-        [times(c, wrap=False).sum(axis=1).mean() for c in corners]
-    )
+    assert by_corner(found.first_output) == pytest.approx([times(c, wrap=False).sum(axis=1).mean() for c in corners])
     (other,) = {*PHASES} - {profile.phases}
     assert found.other_phases_s == pytest.approx(times("nominal", other).sum(axis=1).mean())
     assert [step.seconds for step in found.steps] == pytest.approx(steps.mean(axis=0))
@@ -210,7 +206,10 @@ def test_a_link_binds_where_messages_meet_on_it():
         populations=tuple(Population(name=name, shape=(1,), bias=np.zeros(1, int)) for name in "abcd"),
         projections=tuple(
             DenseProjection(name=name, source="input", target=name, weight=np.ones((1, 4), int)) for name in "cd"
-        ) + tuple(DenseProjection(name=name, source="c", target=name, weight=np.ones((1, 1), int), delay=1) for name in "ab"),
+        )
+        + tuple(
+            DenseProjection(name=name, source="c", target=name, weight=np.ones((1, 1), int), delay=1) for name in "ab"
+        ),
         timesteps=1,
     )  # fmt: skip
     found, _, counter = estimated(graph, np.full((1, 4), 7), priced_chip(9, "overlapped"))

@@ -43,7 +43,7 @@ def test_messages_go_along_the_row_first(one, other):
     links = links_between(one, other)
     assert len(links) == abs(one.x - other.x) + abs(one.y - other.y)
     assert links == list(itertools.pairwise(path((one.x, one.y), (other.x, other.y))))
-    turned = [axis for axis in ("x" if a[1] == b[1] else "y" for a, b in links)]
+    turned = ["x" if a[1] == b[1] else "y" for a, b in links]
     assert turned == sorted(turned)
     if links:
         assert links[0][0] == (one.x, one.y) and links[-1][1] == (other.x, other.y)

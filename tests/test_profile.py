@@ -304,7 +304,9 @@ def test_numbers_of_tiles_are_whole():
 
 def test_between_numbers_of_tiles_a_barrier_grows_or_waits():
     table = {"tiles_1": 100.0, "tiles_3": 200.0, "tiles_11": 1000.0}
-    linear, step = (chip("loihi1", {"time.barrier": barrier(kind, **table)}).time.barrier for kind in ("linear", "step"))
+    linear, step = (
+        chip("loihi1", {"time.barrier": barrier(kind, **table)}).time.barrier for kind in ("linear", "step")
+    )
     tiles = [1, 2, 3, 4, 7, 10, 11, 12, 500]
     assert [linear.at("nominal", n) for n in tiles] == [100, 150, 200, 300, 600, 900, 1000, 1000, 1000]
     assert [step.at("nominal", n) for n in tiles] == [100, 100, 200, 200, 200, 200, 1000, 1000, 1000]

@@ -19,7 +19,7 @@ from stars_deploy.traffic import Counter
 
 
 def chain(*names, delays=None, extra=(), timesteps=2):
-    """One neuron a population, each driven by the one before; `extra` has (source, target, delay) of more projections."""
+    """One neuron a population, each driven by the one before; `extra` has (source, target, delay) of others."""
     delays = delays or {}
     pairs = [(a, b, delays.get((a, b), 0)) for a, b in zip(("input", *names[:-1]), names, strict=True)]
     return QuantizedGraph(
@@ -131,9 +131,7 @@ def test_a_busy_chip_does_all_that_the_graph_does(drawn, profile):
     clock, traffic = Clock(graph, counter), counter.count(probe.sent, probe.active)
     busy = clock.steady(traffic)
     for name in ("synops_conv", "synops_dense", "messages_in", "active", "spikes", "messages_out"):
-        np.testing.assert_array_equal(
-            getattr(busy, name).sum(axis=0), getattr(traffic, name).sum(axis=0), err_msg=name
-        )
+        np.testing.assert_array_equal(getattr(busy, name).sum(axis=0), getattr(traffic, name).sum(axis=0), err_msg=name)
     loads = sum(one.on_links.sum(axis=2) for one in traffic.messages.values())
     np.testing.assert_array_equal(busy.on_links.sum(axis=(0, 2)), loads.sum(axis=0))
     alone = clock.first_inference(traffic)

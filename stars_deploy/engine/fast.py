@@ -115,7 +115,9 @@ class FastEngine:
         potential = np.zeros((samples, self.graph.output.size), np.int64)
         fired = np.zeros_like(potential)
         kept = sum(spikes.nbytes for spikes in (*recorded.values(), *marked.values()))
-        each = (self.memory - 2 * potential.nbytes - kept) // threads - self._sum_bytes() * per_neuron
+        sums_of_all = self._sum_bytes() * per_neuron
+        kept += sums_of_all * (threads > 1)  # where those of the threads are merged
+        each = (self.memory - 2 * potential.nbytes - kept) // threads - sums_of_all
         extent = choose_extent(self._plan, -(-samples // threads) or 1, each)
         chunks = iter([slice(start, start + extent.samples) for start in range(0, samples, extent.samples)])
         runners = self._take_runners(extent, threads, per_neuron)
