@@ -101,16 +101,23 @@ def measure_activity(
     neurons = int(np.prod(graph.input.shape)) + 2 * sum(population.size for population in graph.populations)
     count = max(1, min(probe_samples, len(pixels), memory // 4 // (graph.timesteps * neurons)))
     samples = np.unique(np.linspace(0, len(pixels) - 1, count).round().astype(np.int64))
-    frames = as_frames(graph, pixels[samples])
-    trace = runner.prepare(graph).trace(frames)
-    shown = present(graph, frames != 0)
-    sent = {graph.input.name: np.zeros_like(shown) if graph.input.biases else shown, **trace.spikes}
+    prepared = runner.prepare(graph)
+    traces = [
+        prepared.trace(as_frames(graph, pixels[samples[start : start + runner.samples]]))
+        for start in range(0, len(samples), runner.samples)
+    ]
+    spikes, active = (
+        {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+        for parts in ([trace.spikes for trace in traces], [trace.active for trace in traces])
+    )
+    shown = present(graph, as_frames(graph, pixels[samples]) != 0)
+    sent = {graph.input.name: np.zeros_like(shown) if graph.input.biases else shown, **spikes}
     return Activity(
         evaluation=evaluation,
         probe=Probe(
             samples=samples,
-            sent={name: _flat(spikes) for name, spikes in sent.items()},
-            active={name: _flat(marks) for name, marks in trace.active.items()},
+            sent={name: _flat(flags) for name, flags in sent.items()},
+            active={name: _flat(flags) for name, flags in active.items()},
         ),
     )
 

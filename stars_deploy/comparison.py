@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -114,6 +114,11 @@ def mark_pareto(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
         if len(known) == len(rows):
             return [_judged(rows, known, index, measure) for index in range(len(rows))]
     return [replace(row, pareto=None, reason="neither accuracy nor fidelity is known") for row in rows]
+
+
+def scored_by(table: Sequence[Mapping[str, Any]]) -> str:
+    """Return what rows of :func:`tabulate_rows` are compared by: ``accuracy``, or ``fidelity`` where one has none."""
+    return "accuracy" if all(row["accuracy"] is not None for row in table) else "fidelity"
 
 
 def tabulate_rows(rows: Sequence[ComparisonRow]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from stars_deploy.activity import Activity
 from stars_deploy.errors import ConfigError
-from stars_deploy.hardware import ChipProfile, Interval, over_corners
+from stars_deploy.hardware import CORNERS, ChipProfile, Interval, over_corners
 from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.schedule import Clock, Schedule
 from stars_deploy.traffic import Counter
@@ -29,6 +29,7 @@ NOT_MODELLED = (
     "words of synaptic memory read: the time is per synop, not per word",
     "the payload of graded messages: as long on a link and at a synapse as a spike",
     "the slower links and the longer barrier between chips",
+    "loops shorter than the lag of their layers: timed as if they had none",
     "delays of more than one timestep: their synops are put into the timestep before they take effect",
 )
 _NANO = 1e-9
@@ -173,24 +174,9 @@ def estimate_latency(graph: QuantizedGraph, activity: Activity, counter: Counter
     ConfigError
         If the times are all 0, so that there is no throughput.
     """
-    profile, clock = counter.mapping.profile, Clock(graph, counter)
-    neurons = np.array([core.neurons for core in counter.mapping.cores], np.int64)
-    prices = {corner: _Prices(profile, corner, neurons, counter.mapping.tiles) for corner in ("nominal", "low", "high")}
-    other = "overlapped" if profile.phases == "sequential" else "sequential"
-    steady: dict[str, list[Times]] = {corner: [] for corner in (*prices, "other")}
-    first: dict[str, list[Times]] = {corner: [] for corner in prices}
-    bound: list[Tally[tuple[str, int]]] = [Tally() for _ in range(graph.timesteps)]
-    core_seconds = np.zeros((graph.timesteps, len(neurons)))
-    for sent, active in _chunks(activity, len(neurons)):
-        traffic = counter.count(sent, active)
-        busy, alone = clock.steady(traffic), clock.first_inference(traffic)
-        for corner, price in prices.items():
-            steady[corner].append(price.steps(busy, profile.phases))
-            first[corner].append(price.steps(alone, profile.phases))
-        steady["other"].append(prices["nominal"].steps(busy, other))
-        core_seconds += _combined(*prices["nominal"].phases(busy), profile.phases).sum(axis=1)
-        _tally(prices["nominal"], busy, bound)
-    times = {corner: np.concatenate(parts, axis=1) for corner, parts in steady.items()}
+    clock = Clock(graph, counter)
+    seen = _look(activity, clock)
+    profile, times = counter.mapping.profile, seen.steady
     per_inference = _interval(times, profile)
     if not per_inference.low > 0:
         raise ConfigError(
@@ -200,10 +186,10 @@ def estimate_latency(graph: QuantizedGraph, activity: Activity, counter: Counter
     nominal = times["nominal"].sum(axis=0)
     layers = [core.layer for core in counter.mapping.cores]
     mean_steps = times["nominal"].mean(axis=1).tolist()
-    steps = tuple(_step(seconds, found, layers) for seconds, found in zip(mean_steps, bound, strict=True))
+    steps = tuple(_step(seconds, found, layers) for seconds, found in zip(mean_steps, seen.bound, strict=True))
     return LatencyEstimate(
         per_inference=per_inference,
-        first_output=_interval({corner: np.concatenate(parts, axis=1) for corner, parts in first.items()}, profile),
+        first_output=_interval(seen.first, profile),
         throughput=Interval(nominal=1 / per_inference.nominal, low=1 / per_inference.high, high=1 / per_inference.low),
         depth=clock.depth,
         phases=profile.phases,
@@ -215,8 +201,46 @@ def estimate_latency(graph: QuantizedGraph, activity: Activity, counter: Counter
         samples=len(nominal),
         binding=max(steps, key=lambda step: step.seconds),
         steps=steps,
-        core_seconds=core_seconds / len(nominal),
+        core_seconds=seen.core_seconds / len(nominal),
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """Times of every image: (W, S) [s] for each corner and, ``other``, the other reading of the phases."""
+
+    steady: dict[str, Times]
+    first: dict[str, Times]
+    bound: list[Tally[tuple[str, int]]]
+    core_seconds: Times
+
+
+def _look(activity: Activity, clock: Clock) -> _Seen:
+    """Time the probe of an activity, some images at a time."""
+    mapping, counter = clock.mapping, clock.counter
+    profile = mapping.profile
+    neurons = np.array([core.neurons for core in mapping.cores], np.int64)
+    prices = {corner: _Prices(profile, corner, neurons, mapping.tiles) for corner in CORNERS}
+    other = "overlapped" if profile.phases == "sequential" else "sequential"
+    steady: dict[str, list[Times]] = {corner: [] for corner in (*CORNERS, "other")}
+    first: dict[str, list[Times]] = {corner: [] for corner in CORNERS}
+    bound: list[Tally[tuple[str, int]]] = [Tally() for _ in range(clock.graph.timesteps)]
+    core_seconds = np.zeros((clock.graph.timesteps, len(neurons)))
+    for sent, active in _chunks(activity, len(neurons)):
+        traffic = counter.count(sent, active)
+        busy, alone = clock.steady(traffic), clock.first_inference(traffic)
+        for corner, price in prices.items():
+            steady[corner].append(price.steps(busy, profile.phases))
+            first[corner].append(price.steps(alone, profile.phases))
+        steady["other"].append(prices["nominal"].steps(busy, other))
+        core_seconds += _combined(*prices["nominal"].phases(busy), profile.phases).sum(axis=1)
+        _tally(prices["nominal"], busy, bound)
+    return _Seen(
+        steady={name: np.concatenate(parts, axis=1) for name, parts in steady.items()},
+        first={name: np.concatenate(parts, axis=1) for name, parts in first.items()},
+        bound=bound,
+        core_seconds=core_seconds,
+    )
 
 
 def _chunks(activity: Activity, cores: int) -> Iterator[tuple[dict[str, npt.NDArray[np.bool_]], ...]]:

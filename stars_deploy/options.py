@@ -30,6 +30,12 @@ Root = Annotated[str | None, typer.Option(help="Folder of the data set; nothing 
 Limit = Annotated[int | None, typer.Option(help="Use only the first images of the evaluation set.")]
 Hardware = Annotated[str, typer.Option(help="Chip profile: loihi1, loihi2, or a YAML file.")]
 
+Weights = Annotated[str | None, typer.Option(help="Weights: .safetensors, or a torch state dict.")]
+TrustWeights = Annotated[bool, typer.Option("--trust-weights", help="Load a torch file on torch before 2.6.")]
+InputShape = Annotated[str | None, typer.Option(help="channels,height,width of the teacher's input.")]
+Mean = Annotated[str | None, typer.Option(help="Input normalisation, one value a channel.")]
+Std = Annotated[str | None, typer.Option(help="Input normalisation, one value a channel.")]
+
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the fast engine (default all processors).")]
 Memory = Annotated[str, typer.Option(help="Most memory for a run of the fast engine, such as 500MB or 2GiB.")]
 InputBits = Annotated[int | None, typer.Option(help="Bits of a .net's input messages; 1 for spikes (default 8).")]
@@ -46,6 +52,17 @@ Timing = Annotated[
 ]
 ResetInterval = Annotated[int, typer.Option(min=0, help="Lava's reset_interval, with --timing pipelined (0: never).")]
 ResetOffset = Annotated[int, typer.Option(min=0, help="Lava's reset_offset, with --timing pipelined.")]
+
+
+def teacher_settings(
+    spec: str | None, weights: str | None, trust: bool, input_shape: str | None, mean: str | None, std: str | None
+) -> dict[str, Any]:
+    """Return the ``teacher`` section of the settings from its options; what was not given is None."""
+    return {
+        "spec": spec, "weights": weights, "trust_weights": trust or None,
+        "input_shape": numbers(input_shape, "--input-shape", int),
+        "mean": numbers(mean, "--mean", float), "std": numbers(std, "--std", float),
+    }  # fmt: skip
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from stars_deploy.comparison import scored_by
 from stars_deploy.console import engineering, interval, percent, table
 from stars_deploy.latency import CAVEAT
 
@@ -198,7 +199,7 @@ def _tier_latency(tier: Mapping[str, Any]) -> str:
 def print_comparison(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print one row a setting, the ANN beside them, and which settings are Pareto-best and why."""
     chips = list(dict.fromkeys(row["hardware"] for row in rows))
-    measured = "accuracy" if all(row["accuracy"] is not None for row in rows) else "fidelity"
+    measured = scored_by(rows)
     body = []
     for row in rows:
         latency = {corner: row[f"latency_first_output_s_{corner}"] for corner in ("nominal", "low", "high")}

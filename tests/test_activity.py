@@ -139,6 +139,21 @@ def test_the_probe_takes_a_quarter_of_the_memory_at_most():
         assert len(measure_activity(graph, images, memory=memory).probe.samples) == samples
 
 
+@pytest.mark.parametrize("frames", [False, True])
+def test_no_engine_is_given_more_samples_than_it_takes(frames):
+    graph, images = random_graph(Traits(batch=7, populations=2, frames=frames), 3)
+    given_samples = []
+
+    def execute(network, batch):
+        given_samples.append(batch.shape[1 if frames else 0])
+        return run_reference(network, batch)
+
+    engine = replace(recording_engine(execute), samples=3)
+    activity = measure_activity(graph, by_sample(graph, images), engine=engine)
+    assert given_samples == [3, 3, 1] * 2
+    assert_same_activity(measure_activity(graph, by_sample(graph, images)), activity)
+
+
 def test_what_an_evaluation_refuses_is_refused():
     graph, images = random_graph(Traits(batch=3, populations=2), 3)
     with pytest.raises(DataError, match="no images"):

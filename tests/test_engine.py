@@ -142,7 +142,7 @@ def assert_same_neurons(expected, got):
             assert getattr(got, kind)[name].tolist() == counts.tolist(), (kind, name)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(graphs(), st.sampled_from([1, 2, 3]), st.floats(6, 20), st.integers(0, 2**32 - 1))
 def test_each_neuron_is_counted_however_the_work_is_cut_up(drawn, threads, size, seed):
     """Sums of every neuron, and which were active of what is recorded, in any budget that suffices."""

@@ -96,7 +96,7 @@ def test_the_latency_of_any_network_equals_slow_loops(drawn, profile):
     st.sampled_from([small_chip(n, base=base) for n in (2, 4095) for base in ("loihi1", "loihi2", "loihi1-sanafe")]),
 )
 def test_intervals_are_ordered(drawn, profile):
-    found, activity, counter = estimated(*drawn, profile)
+    found, _, counter = estimated(*drawn, profile)
     for interval in (found.per_inference, found.first_output, found.throughput):
         assert 0 < interval.low <= interval.nominal <= interval.high
     error = profile.model_error.latency
@@ -138,7 +138,7 @@ def test_the_probe_may_be_looked_at_piece_by_piece(chunk, monkeypatch):
 
 
 def star(weights, *, timesteps=1, pixels=None, biases=(0, 0)):
-    """Two populations of one and of len(weights) neurons side by side of one image; they fire where a bias makes them."""
+    """One neuron that an image inhibits, before as many as there are weights; they fire where a bias makes them."""
     pixels = pixels or len(weights)
     return QuantizedGraph(
         input=QuantizedInput(name="input", shape=(pixels,)),

@@ -1,6 +1,9 @@
 """The page without a browser: what it says, and what it must not do."""
 
+import base64
 import copy
+import hashlib
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -9,8 +12,10 @@ import numpy as np
 import pytest
 from page_reports import content_of, make_report
 
+from stars_deploy.errors import ArtifactError
 from stars_deploy.page import PageContent, Raster, render, write_page
 from stars_deploy.page.content import SyntheticSheet
+from stars_deploy.page.figures import make_figures
 from stars_deploy.page.numbers import Numbers, display, escaped, find
 
 NASTY = '</script><script>alert(1)</script><img src=x onerror="alert(2)"> & <!-- \u2028'
@@ -101,6 +106,31 @@ def test_plots_show_the_numbers_of_the_report(page, report):
     assert best["customdata"] == [row["reason"] for row in rows if row["pareto"]]
 
 
+def test_only_its_own_scripts_may_run(report):
+    text = render(content_of(report))
+    policy = re.search(r"script-src ([^;]+);", text)[1]
+    bodies = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(body.encode()).digest()).decode() for body in bodies]
+    assert policy == " ".join(f"'sha256-{digest}'" for digest in digests) and len(digests) == 2
+
+
+def test_the_raster_has_a_table(page, report):
+    spikes = content_of(report).raster.spikes
+    shown = " ".join(" ".join(page.words).split())
+    first = " ".join(str(int(fired[0].sum())) for fired in spikes.values())
+    assert f"of this sample alone timestep {' '.join(spikes)} 1 {first}" in shown
+
+
+def test_cores_of_any_tile_stay_within_it(report):
+    crowded = copy.deepcopy(report)
+    core = crowded["hardware"]["core_map"][0]
+    crowded["hardware"].update(cores_per_tile=6, core_map=[{**core, "core": index} for index in range(6)])
+    trace = make_figures(crowded)["cores"]["data"][0]
+    assert len(set(zip(trace["x"], trace["y"], strict=True))) == 6
+    for axis in ("x", "y"):
+        assert all(abs(place - core[axis]) < 0.5 for place in trace[axis])
+
+
 def test_cores_of_a_tile_do_not_cover_each_other(page):
     trace = json.loads(page.figures)["cores"]["data"][0]
     places = list(zip(trace["x"], trace["y"], strict=True))
@@ -110,6 +140,7 @@ def test_cores_of_a_tile_do_not_cover_each_other(page):
 def test_the_page_asks_for_nothing(page):
     policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'") and "http" not in policy and "unsafe-eval" not in policy
+    assert "script-src 'unsafe" not in policy
     for tag, attributes in page.tags:
         for name in ("src", "href", "action", "data", "poster"):
             assert attributes.get(name, "data:").startswith("data:"), (tag, attributes)
@@ -131,7 +162,10 @@ def test_strangers_words_stay_words(report):
         assert text.count(dangerous) == clean.count(dangerous) == 0, dangerous
     found = Page(text)
     assert len([tag for tag, _ in found.tags if tag == "script"]) == 3
-    assert json.loads(found.figures)["raster"]["data"][0]["name"] == NASTY
+    assert json.loads(found.figures)["raster"]["data"][0]["name"] == html.escape(NASTY, quote=False)
+    # plotly.js takes text for HTML: no tag but those that the templates of hovers write themselves.
+    tags = set(re.findall(r"</?[a-z]+", json.dumps(json.loads(found.figures))))
+    assert tags <= {"<br", "<extra", "</extra"}
     assert "\u2028" not in found.figures
 
 
@@ -170,7 +204,7 @@ def test_a_page_is_written_whole(report, tmp_path):
     write_page(content_of(report), path)
     size = path.stat().st_size
     assert 1 << 20 < size < 8 << 20
-    with pytest.raises(KeyError):
+    with pytest.raises(ArtifactError, match="lacks what a page shows"):
         write_page(PageContent(title="broken", report={}), path)
     assert path.stat().st_size == size and list(tmp_path.iterdir()) == [path]
 
@@ -180,7 +214,8 @@ def test_a_page_is_written_whole(report, tmp_path):
     [
         (0.97123, "percent", "97.12 %"), (12345.6, "count", "12,346"), (12.0, "count", "12"), (0.25, "count", "0.25"),
         (1.234e-6, "J", "1.23 µJ"), (0.0, "J", "0 J"), (2.5e-3, "s", "2.5 ms"), (3e6, "MAC", "3 MMAC"),
-        (5e-15, "J", "5e-15 J"), (0.123456, "plain", "0.1235"),
+        (5e-15, "J", "5e-15 J"), (0.123456, "plain", "0.1235"), (65536.0, "plain", "65,536"), (9.996e-4, "s", "1 ms"),
+        (0.9999, "J", "1 J"),
     ],
 )  # fmt: skip
 def test_numbers_as_text(value, style, text):

@@ -3,6 +3,8 @@
 Debian's chromium and chromium-driver; skipped where they are missing, unless STARS_PEERS_REQUIRED is set.
 """
 
+import copy
+import itertools
 import json
 import os
 import shutil
@@ -48,7 +50,7 @@ def browse(page):
     opened = []
     folder = tempfile.mkdtemp()
 
-    def open_page(width=1200, *, dark=False, javascript=True):
+    def open_page(width=1200, *, dark=False, javascript=True, file=page):
         options = selenium.ChromeOptions()
         options.binary_location = chromium
         for flag in (*FLAGS, f"--user-data-dir={tempfile.mkdtemp(dir=folder)}", f"--window-size={width},900"):
@@ -62,7 +64,9 @@ def browse(page):
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
         if not javascript:
             browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
-        browser.get(page.as_uri())
+        if width < 500:
+            browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+        browser.get(file.as_uri())
         return browser
 
     yield open_page
@@ -125,6 +129,56 @@ def test_buttons_recolour_the_core_map(browse):
     browser.execute_async_script("setTimeout(arguments[0], 500)")
     assert before and browser.execute_script(colours) != before
     assert browser.get_log("browser") == []
+
+
+def test_a_finger_on_a_plot_scrolls_the_page(browse):
+    browser = browse(390)
+    browser.execute_script("document.getElementById('plot-energy').scrollIntoView({block: 'center'})")
+    browser.execute_async_script("setTimeout(arguments[0], 300)")
+    before = browser.execute_script("return window.scrollY")
+
+    def touch(kind, *places):
+        points = [{"x": 195, "y": y} for y in places]
+        browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", 450)
+    for y in range(440, 240, -10):
+        touch("touchMove", y)
+        browser.execute_async_script("setTimeout(arguments[0], 16)")
+    touch("touchEnd")
+    browser.execute_async_script("setTimeout(arguments[0], 500)")
+    assert browser.execute_script("return window.scrollY") - before > 100
+
+
+def test_names_become_no_links(browse, tmp_path):
+    hostile, link = copy.deepcopy(make_report()), '<a href="https://example.org/">layer</a>'
+    for layer in (*hostile["counts"]["per_layer"], *hostile["energy_j"]["by_layer"]):
+        layer["name"] = link
+    for core in hostile["hardware"]["core_map"]:
+        core["layer"] = link
+    file = tmp_path / "hostile.html"
+    write_page(content_of(hostile), file)
+    browser = browse(file=file)
+    assert browser.execute_script("return document.querySelectorAll('a').length") == 0
+    assert link in browser.execute_script("return document.querySelector('#plot-rates .xtick text').textContent")
+
+
+def test_cores_of_many_chips_stay_apart_at_phone_width(browse, tmp_path):
+    many = copy.deepcopy(make_report())
+    core, columns = many["hardware"]["core_map"][0], many["hardware"]["mesh"][0]
+    places = [(x, y) for y in range(4) for x in range(4 * columns) for _ in range(many["hardware"]["cores_per_tile"])]
+    many["hardware"].update(
+        chips=4, core_map=[{**core, "core": index, "x": x, "y": y} for index, (x, y) in enumerate(places)]
+    )
+    file = tmp_path / "many.html"
+    write_page(content_of(many), file)
+    boxes = browse(390, file=file).execute_script(
+        "return [...document.querySelectorAll('#plot-cores .point')].map(p => p.getBoundingClientRect())"
+        ".map(b => [b.left, b.right, b.top])"
+    )
+    highest = min(top for _, _, top in boxes)
+    row = sorted((left, right) for left, right, top in boxes if top - highest < 1)
+    assert len(row) == 8 * columns and all(one[1] <= other[0] for one, other in itertools.pairwise(row))
 
 
 def test_its_tables_are_there_without_javascript(browse):

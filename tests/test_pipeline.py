@@ -122,8 +122,8 @@ def test_manifest_covers_every_file(built):
     files = {path.name for path in directory.iterdir()} - {"manifest.json"}
     assert set(manifest["files"]) == files
     assert files == {
-        "config.yaml", "distill.jsonl", "graph.npz", "model.net", "model.nir", "model.npz", "model.onnx", "report.json",
-        "student.safetensors", "synthetic.npz",
+        "config.yaml", "distill.jsonl", "graph.npz", "model.net", "model.nir", "model.npz", "model.onnx",
+        "report.html", "report.json", "student.safetensors", "synthetic.npz",
     }  # fmt: skip
     for name, entry in manifest["files"].items():
         assert entry["sha256"] == hashlib.sha256((directory / name).read_bytes()).hexdigest()

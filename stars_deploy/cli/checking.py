@@ -9,7 +9,20 @@ import typer
 from stars_deploy.cli.application import app
 from stars_deploy.config import load_config
 from stars_deploy.console import output, print_json
-from stars_deploy.options import Hardware, InputBits, Json, Verbose, Version, numbers, reported
+from stars_deploy.options import (
+    Hardware,
+    InputBits,
+    InputShape,
+    Json,
+    Mean,
+    Std,
+    TrustWeights,
+    Verbose,
+    Version,
+    Weights,
+    reported,
+    teacher_settings,
+)
 
 
 @app.command(epilog="Example: stars-deploy check vgg:64-128-256 --input-shape 3,32,32 --hardware loihi1")
@@ -23,13 +36,11 @@ def check(
         ),
     ],
     hardware: Hardware = "loihi2",
-    weights: Annotated[str | None, typer.Option(help="Weights of a teacher; not needed for this.")] = None,
-    trust_weights: Annotated[
-        bool, typer.Option("--trust-weights", help="Load a torch file on torch before 2.6.")
-    ] = False,
-    input_shape: Annotated[str | None, typer.Option(help="channels,height,width of the teacher's input.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Input normalisation, one value a channel.")] = None,
-    std: Annotated[str | None, typer.Option(help="Input normalisation, one value a channel.")] = None,
+    weights: Weights = None,
+    trust_weights: TrustWeights = False,
+    input_shape: InputShape = None,
+    mean: Mean = None,
+    std: Std = None,
     student: Annotated[str | None, typer.Option(help="inherit (default), or vgg:16-32-64.")] = None,
     timesteps: Annotated[int | None, typer.Option(min=1, help="Timesteps, where a file does not say.")] = None,
     bits: Annotated[int | None, typer.Option(help="Weight bits of a teacher's student, 2 to 8 (default 8).")] = None,
@@ -47,11 +58,7 @@ def check(
         from stars_deploy.pipeline.quantising import Importing
 
         overrides = {
-            "teacher": {
-                "spec": subject, "weights": weights, "trust_weights": trust_weights or None,
-                "input_shape": numbers(input_shape, "--input-shape", int),
-                "mean": numbers(mean, "--mean", float), "std": numbers(std, "--std", float),
-            },
+            "teacher": teacher_settings(subject, weights, trust_weights, input_shape, mean, std),
             "student": {"spec": student}, "timesteps": timesteps, "bits": bits,
         }  # fmt: skip
         with bars.stage("check"):

@@ -12,15 +12,21 @@ from stars_deploy.config import BuildConfig, OnnxConfig, load_config, load_secti
 from stars_deploy.console import output, print_json
 from stars_deploy.options import (
     Data,
+    InputShape,
     Json,
     Limit,
+    Mean,
     OnnxInput,
     OnnxMode,
     Root,
+    Std,
+    TrustWeights,
     Verbose,
     Version,
+    Weights,
     numbers,
     reported,
+    teacher_settings,
 )
 
 
@@ -35,13 +41,11 @@ def build(
             "file.py:factory, torchvision:NAME, or a .safetensors of `stars-deploy teacher`."
         ),
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="Weights: .safetensors, or a torch state dict.")] = None,
-    trust_weights: Annotated[
-        bool, typer.Option("--trust-weights", help="Load a torch file on torch before 2.6.")
-    ] = False,
-    input_shape: Annotated[str | None, typer.Option(help="channels,height,width of the teacher's input.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Input normalisation, one value a channel.")] = None,
-    std: Annotated[str | None, typer.Option(help="Input normalisation, one value a channel.")] = None,
+    weights: Weights = None,
+    trust_weights: TrustWeights = False,
+    input_shape: InputShape = None,
+    mean: Mean = None,
+    std: Std = None,
     student: Annotated[str | None, typer.Option(help="inherit, or vgg:16-32-64.")] = None,
     dataset: Data = None,
     root: Root = None,
@@ -70,11 +74,7 @@ def build(
     """Distil, quantise, write, verify, simulate and report: the main job. Default: the digits teacher that ships."""
     with reported(json, verbose) as bars:
         overrides = {
-            "teacher": {
-                "spec": teacher, "weights": weights, "trust_weights": trust_weights or None,
-                "input_shape": numbers(input_shape, "--input-shape", int),
-                "mean": numbers(mean, "--mean", float), "std": numbers(std, "--std", float),
-            },
+            "teacher": teacher_settings(teacher, weights, trust_weights, input_shape, mean, std),
             "data": {"name": dataset, "root": root, "limit": limit},
             "student": {"spec": student}, "distill": {"steps": steps},
             "method": method, "timesteps": timesteps, "bits": bits, "targets": target, "hardware": hardware,

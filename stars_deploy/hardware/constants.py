@@ -88,8 +88,8 @@ def check_count(constant: Constant) -> Constant:
 
 def check_factor(constant: Constant) -> Constant:
     """Return `constant` if it is a factor around 1."""
-    if constant.nominal != 1:
-        raise ValueError("a factor with nominal 1, around which the error lies")
+    if constant.nominal != 1 or constant.low <= 0:
+        raise ValueError("a factor with nominal 1, around which the error lies, and a low end above 0")
     return constant
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from stars_deploy.comparison import scored_by
 
 #: Okabe and Ito's colours, which those who see colours otherwise can tell apart.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8a8a8a", "#B8A800")
@@ -17,6 +20,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 def make_figures(report: Mapping[str, Any]) -> dict[str, Figure]:
     """Return the plots that a report has numbers for, by the id of their place on the page."""
+    report = as_words(report)
     rows = report.get("sweep", {}).get("rows", [])
     swept = {"score": _score(rows), "energy": _energy(rows), "pareto": _pareto(rows)} if rows else {}
     return {
@@ -30,9 +34,13 @@ def make_figures(report: Mapping[str, Any]) -> dict[str, Figure]:
     }
 
 
-def measure_of(rows: Rows) -> str:
-    """Return what the settings are compared by: accuracy, or the fidelity where not every row has one."""
-    return "accuracy" if all(row["accuracy"] is not None for row in rows) else "fidelity"
+def as_words(content: Any) -> Any:
+    """Return `content` with every text in it escaped: plotly.js takes names for HTML, links included."""
+    if isinstance(content, str):
+        return content.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    if isinstance(content, Mapping):
+        return {key: as_words(value) for key, value in content.items()}
+    return [as_words(value) for value in content] if isinstance(content, (list, tuple)) else content
 
 
 def _whole_steps(count: int) -> Figure:
@@ -66,7 +74,7 @@ def _error(rows: Rows, key: str, scale: float) -> Figure:
 
 
 def _score(rows: Rows) -> Figure:
-    measure = measure_of(rows)
+    measure = scored_by(rows)
     traces = [
         {
             "type": "scatter",
@@ -103,7 +111,7 @@ def _energy(rows: Rows) -> Figure:
 
 
 def _pareto(rows: Rows) -> Figure:
-    measure = measure_of(rows)
+    measure = scored_by(rows)
     traces = []
     for best, name, symbol in ((True, "Pareto-best", "star"), (False, "dominated", "circle-open")):
         kind = [row for row in rows if bool(row["pareto"]) is best]
@@ -187,7 +195,7 @@ def _activity(layers: Rows) -> Figure:
             "name": layer["name"],
             "x": list(range(1, len(layer["spikes_per_step"]) + 1)),
             "y": layer["spikes_per_step"],
-            "hovertemplate": "t = %{x}: %{y:.1f} spikes<extra>" + layer["name"].replace("<", "&lt;") + "</extra>",
+            "hovertemplate": "t = %{x}: %{y:.1f} spikes<extra>%{fullData.name}</extra>",
         }
         for layer in layers
         if any(layer["spikes_per_step"])
@@ -227,7 +235,7 @@ def _latency(latency: Mapping[str, Any]) -> Figure:
 def _cores(hardware: Mapping[str, Any]) -> Figure:
     """Return the mesh with a square for each core; buttons choose what colours them."""
     cores, per_tile = hardware["core_map"], hardware["cores_per_tile"]
-    side = max(1, round(per_tile**0.5))
+    side = math.ceil(math.sqrt(per_tile))
     columns, rows = hardware["mesh"]
     seen: dict[tuple[int, int], int] = {}
     x, y, hover = [], [], []
@@ -248,7 +256,7 @@ def _cores(hardware: Mapping[str, Any]) -> Figure:
         "neurons": [core["neurons"] for core in cores],
         "time": [1e6 * max(core["seconds_per_step"]) for core in cores],
     }
-    titles = {"layer": "layer", "synops": "synops", "neurons": "neurons", "time": "µs, busiest step"}
+    titles = {"layer": "layer", "synops": "synops", "neurons": "neurons", "time": "busiest [µs]"}
     trace = {
         "type": "scatter",
         "mode": "markers",
@@ -276,7 +284,7 @@ def _cores(hardware: Mapping[str, Any]) -> Figure:
         for row in range(rows)
     ]  # fmt: skip
     return _figure(
-        [trace], "mesh, column", "row", shapes=tiles, showlegend=False,
+        [trace], "mesh, column", "row", shapes=tiles, showlegend=False, meta={"across": width * side},
         xaxis={"range": [-0.6, width - 0.4], "showgrid": False, "zeroline": False, "dtick": 1 if width < 20 else 8},
         yaxis={"range": [rows - 0.4, -0.6], "showgrid": False, "zeroline": False, "dtick": 1, "rangemode": "normal"},
         updatemenus=[
@@ -315,7 +323,7 @@ def make_raster(spikes: Mapping[str, Any]) -> Figure:
     """
     traces, ticks, base = [], [], 0
     longest = 1
-    for name, fired in spikes.items():
+    for name, fired in ((as_words(name), fired) for name, fired in spikes.items()):
         steps, neurons = fired.nonzero()
         longest = max(longest, len(fired))
         traces.append(
@@ -326,7 +334,7 @@ def make_raster(spikes: Mapping[str, Any]) -> Figure:
                 "x": (steps + 1).tolist(),
                 "y": (neurons + base).tolist(),
                 "marker": {"symbol": "line-ew-open", "size": max(4, min(28, 240 // len(fired)))},
-                "hovertemplate": "t = %{x}<extra>" + name.replace("<", "&lt;") + "</extra>",
+                "hovertemplate": "t = %{x}<extra>%{fullData.name}</extra>",
             }
         )
         ticks.append((base + fired.shape[1] / 2, name))

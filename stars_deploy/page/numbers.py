@@ -51,7 +51,8 @@ def display(value: float, style: str) -> str:
     if style == "count":
         return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
     if style == "plain":
-        return f"{value:.4g}"
+        return f"{value:,.0f}" if value == int(value) and abs(value) < 1e9 else f"{value:.4g}"
+    value = float(f"{value:.3g}")  # before a prefix is chosen: 999.9 µs is 1 ms
     for factor, prefix in _PREFIXES:
         if abs(value) >= factor:
             return f"{value / factor:.3g} {prefix}{style}"

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from stars_deploy.artifacts import written_whole
+from stars_deploy.comparison import scored_by
+from stars_deploy.errors import ArtifactError
 from stars_deploy.page.content import PageContent
-from stars_deploy.page.figures import PARTS, make_figures, make_raster, measure_of
+from stars_deploy.page.figures import PARTS, make_figures, make_raster
 from stars_deploy.page.images import MOST, data_uri
 from stars_deploy.page.numbers import Numbers, escaped
 
@@ -25,14 +29,28 @@ def render(content: PageContent) -> str:
     """Return the page as HTML.
 
     Everything that a report says is escaped, in the text as in the data of the plots; the page allows itself no request
-    (Content-Security-Policy), and its tables are there without JavaScript.
+    (Content-Security-Policy), runs no script but its own two, and its tables are there without JavaScript.
+
+    Raises
+    ------
+    ArtifactError
+        If the report lacks what every page shows.
     """
+    try:
+        return _render(content)
+    except (AttributeError, IndexError, KeyError, TypeError, UndefinedError, ValueError) as error:
+        got = f"lacks what a page shows, or holds something else there ({type(error).__name__}: {error})"
+        raise ArtifactError("report", got, "the report.json of a finished build", "build again") from error
+
+
+def _render(content: PageContent) -> str:
     report = content.report
     numbers = Numbers(report)
     figures = make_figures(report)
     if content.raster is not None:
         figures["raster"] = make_raster(content.raster.spikes)
     rows = report.get("sweep", {}).get("rows", [])
+    plotly, script = get_plotlyjs().replace("\r\n", "\n"), _asset("page.js")
     environment = Environment(
         loader=PackageLoader("stars_deploy.page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -42,7 +60,7 @@ def render(content: PageContent) -> str:
         report=report,
         figures=figures,
         rows=rows,
-        measure=measure_of(rows) if rows else "accuracy",
+        measure=scored_by(rows) if rows else "accuracy",
         parts=PARTS,
         raster=content.raster,
         images=_images(content),
@@ -51,8 +69,9 @@ def render(content: PageContent) -> str:
         corners=numbers.corners,
         key=escaped,
         style=Markup(_asset("style.css")),
-        script=Markup(_asset("page.js")),
-        plotly=Markup(get_plotlyjs()),
+        script=Markup(script),
+        plotly=Markup(plotly),
+        allowed=Markup(" ".join(_digest(text) for text in (plotly, script))),
         data=Markup(_json(figures)),
     )
 
@@ -68,6 +87,11 @@ def write_page(content: PageContent, path: str | os.PathLike[str]) -> None:
     text = render(content)
     with written_whole(path) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+def _digest(script: str) -> str:
+    """Return what a Content-Security-Policy calls a script by."""
+    return "'sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii") + "'"
 
 
 def _asset(name: str) -> str:
