@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +21,9 @@ from stars_deploy.errors import ConfigError, DataError
 from stars_deploy.hardware import CORNERS, ChipProfile
 from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.simulate import Evaluation
+
+#: Of the standard normal distribution, for an interval of 95 %.
+_Z95 = 1.959964
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +121,29 @@ def mark_pareto(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
 
 
 def scored_by(table: Sequence[Mapping[str, Any]]) -> str:
-    """Return what rows of :func:`tabulate_rows` are compared by: ``accuracy``, or ``fidelity`` where one has none."""
-    return "accuracy" if all(row["accuracy"] is not None for row in table) else "fidelity"
+    """Return which score rows of :func:`tabulate_rows` are compared by, as :func:`mark_pareto` chooses it.
+
+    The accuracy where every row has one, else the fidelity where every row has one; else, where nothing can be
+    compared, the one that some row has.
+    """
+    scores = ("accuracy", "fidelity")
+    for enough in (all, any):
+        for score in scores:
+            if enough(row[score] is not None for row in table):
+                return score
+    return "accuracy"
+
+
+def sampling_interval(share: float, samples: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share that was counted on `samples` images.
+
+    The score interval of E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22,
+    1927: it stays in [0, 1], also at the ends.
+    """
+    weight = _Z95**2 / samples
+    centre = (share + weight / 2) / (1 + weight)
+    half = _Z95 / (1 + weight) * math.sqrt(share * (1 - share) / samples + weight / (4 * samples))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def tabulate_rows(rows: Sequence[ComparisonRow]) -> list[dict[str, Any]]:
@@ -228,6 +253,12 @@ def _named(row: ComparisonRow) -> str:
     return " ".join(filter(None, [row.model, f"T = {row.evaluation.timesteps}, {row.weight_bits} bits"]))
 
 
+def _score_columns(name: str, share: float | None, samples: int) -> dict[str, float | None]:
+    """Return a share with the 95 % interval that so many samples leave open."""
+    low, high = (None, None) if share is None else sampling_interval(share, samples)
+    return {name: share, f"{name}_low": low, f"{name}_high": high}
+
+
 def _tier_columns(ann: AnnBaseline) -> dict[str, float | None]:
     """Return energy [J] and latency [s] of each tier of the ANN; what is not known, or not said by a tier, is None."""
     known = {tier.name: tier for tier in ann.tiers}
@@ -260,8 +291,8 @@ def _flat(row: ComparisonRow) -> dict[str, Any]:
         "weight_bits": row.weight_bits,
         "hardware": cost.energy.profile,
         "samples": row.evaluation.samples,
-        "accuracy": row.evaluation.accuracy,
-        "fidelity": row.fidelity,
+        **_score_columns("accuracy", row.evaluation.accuracy, row.evaluation.samples),
+        **_score_columns("fidelity", row.fidelity, row.evaluation.samples),
         "firing_rate": cost.ann.spike_rate,
         **{name: counts[name] for name in counted},
     }

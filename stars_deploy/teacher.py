@@ -175,7 +175,11 @@ def untrained_teacher(
         module: nn.Module = build_ann(spec, tuple(input_shape), classes or 10, where="--teacher")
     else:
         module = make_module(spec, classes)
-    return _checked(spec, module, {"input_shape": input_shape, "mean": mean, "std": std}, {}, classes, {})
+    # Where neurons go does not depend on the normalisation: what is not known is taken as none.
+    shape: Sequence[Any] = input_shape or getattr(module, "input_shape", None) or (3,)
+    known = {"mean": (0.0,) * int(shape[0]), "std": (1.0,) * int(shape[0])}
+    given = {"input_shape": input_shape, "mean": mean, "std": std}
+    return _checked(spec, module, given, {} if spec.startswith("torchvision:") else known, classes, {})
 
 
 def _checked(

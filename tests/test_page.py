@@ -131,6 +131,14 @@ def test_cores_of_any_tile_stay_within_it(report):
         assert all(abs(place - core[axis]) < 0.5 for place in trace[axis])
 
 
+def test_a_core_says_what_it_could_hold(page, report):
+    core, limits = report["hardware"]["core_map"][0], report["hardware"]["utilisation"]
+    said = json.loads(page.figures)["cores"]["data"][0]["text"][0]
+    assert f"{core['neurons']:,} of {limits['neurons'][1]:,.0f} neurons" in said and "on chip 0" in said
+    step = core["seconds_per_step"].index(max(core["seconds_per_step"]))
+    assert f"hardware.core_map.0.seconds_per_step.{step}" in page.numbers
+
+
 def test_cores_of_a_tile_do_not_cover_each_other(page):
     trace = json.loads(page.figures)["cores"]["data"][0]
     places = list(zip(trace["x"], trace["y"], strict=True))
@@ -180,7 +188,7 @@ def test_what_is_not_known_is_a_dash(report):
     found = Page(text)
     words = " ".join(" ".join(found.words).split())
     assert "accuracy.quantized" not in found.numbers and "fidelity.quantized" in found.numbers
-    assert "no evaluation set" in words and "Not compared" in words
+    assert "no evaluation set" in words and "stars-deploy compare DIR" in words
     assert {"raster", "score", "pareto"}.isdisjoint(json.loads(found.figures))
     assert "nan" not in words.lower().split() and "None" not in words.split()
 
@@ -188,7 +196,9 @@ def test_what_is_not_known_is_a_dash(report):
 def test_fidelity_stands_in_for_the_accuracy_and_says_so(report):
     data_free = copy.deepcopy(report)
     for row in data_free["sweep"]["rows"]:
-        row.update(accuracy=None, fidelity=0.5)
+        row.update(
+            accuracy=None, accuracy_low=None, accuracy_high=None, fidelity=0.5, fidelity_low=0.3, fidelity_high=0.7
+        )
     found = Page(render(content_of(data_free)))
     assert json.loads(found.figures)["score"]["layout"]["yaxis"]["title"]["text"] == "fidelity [%]"
     assert "agreement with the teacher stands in" in " ".join(found.words)

@@ -44,8 +44,11 @@ def browse(page):
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not chromium or not driver:
         missing("no chromium and chromedriver on the path")
-    selenium = pytest.importorskip("selenium.webdriver")
-    from selenium.webdriver.chrome.service import Service
+    try:
+        from selenium import webdriver as selenium
+        from selenium.webdriver.chrome.service import Service
+    except ImportError:
+        missing("no selenium")
 
     opened = []
     folder = tempfile.mkdtemp()
@@ -179,6 +182,36 @@ def test_cores_of_many_chips_stay_apart_at_phone_width(browse, tmp_path):
     highest = min(top for _, _, top in boxes)
     row = sorted((left, right) for left, right, top in boxes if top - highest < 1)
     assert len(row) == 8 * columns and all(one[1] <= other[0] for one, other in itertools.pairwise(row))
+
+
+def test_error_bars_and_buttons_can_be_read_in_the_dark(browse):
+    browser = browse(dark=True)
+    ink = browser.execute_script("return getComputedStyle(document.body).color")
+    bars = browser.execute_script(
+        "return [...document.querySelectorAll('#plot-parts path.yerror')].map(p => getComputedStyle(p).stroke)"
+    )
+    assert bars and set(bars) == {ink}
+    x, y = browser.execute_script(
+        "const button = document.querySelectorAll('#plot-cores .updatemenu-button')[1];"
+        "button.scrollIntoView({block: 'center'}); const at = button.getBoundingClientRect();"
+        "return [at.x + at.width / 2, at.y + at.height / 2]"
+    )
+    browser.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": x, "y": y})
+    browser.execute_async_script("setTimeout(arguments[0], 300)")
+    hovered = browser.execute_script(
+        "return getComputedStyle(document.querySelector('.updatemenu-button:hover rect')).fill"
+    )
+    assert max(int(part) for part in hovered[4:-1].split(",")) < 100
+
+
+def test_printed_tables_are_not_cut(browse):
+    browser = browse(718)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    browser.execute_script("window.dispatchEvent(new Event('beforeprint'))")
+    wide = browser.execute_script(
+        "return [...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth).length"
+    )
+    assert wide == 0
 
 
 def test_its_tables_are_there_without_javascript(browse):

@@ -5,12 +5,15 @@ import struct
 import matplotlib
 import pytest
 
+from stars_deploy.comparison import sampling_interval, scored_by
 from stars_deploy.errors import ArtifactError, ConfigError
-from stars_deploy.sweep.plot import COLOURS, MARKERS, draw_comparison, make_figure, sampling_interval, score_of
+from stars_deploy.sweep.plot import COLOURS, MARKERS, draw_comparison, make_figure
 
 
 def row(timesteps, share, joules, *, pareto=True, model="net", bits=8, hardware="loihi2", score="accuracy"):
+    low, high = (None, None) if share is None else sampling_interval(share, 360)
     return {
+        f"{score}_low": low, f"{score}_high": high,
         "model": model, "timesteps": timesteps, "weight_bits": bits, "hardware": hardware, "samples": 360,
         "accuracy": None, "fidelity": None, score: share, "pareto": pareto, "energy_total_j_nominal": joules,
         "energy_total_j_low": joules / 2, "energy_total_j_high": joules * 3,
@@ -89,10 +92,10 @@ def test_fidelity_stands_in_for_accuracy_and_says_so():
     assert "fidelity on 360 images" in next(iter(drawn))
     assert first.get_ylabel() == front.get_ylabel() == "fidelity (agreement with the teacher)"
     assert panels(ROWS)["Pareto-best: filled, with T; estimated for loihi2"].get_ylabel() == "accuracy"
-    assert (score_of(rows), score_of(ROWS), score_of([*rows, *ROWS])) == ("fidelity", "accuracy", "accuracy")
+    assert (scored_by(rows), scored_by(ROWS), scored_by([*rows, *ROWS])) == ("fidelity", "accuracy", "accuracy")
     both = [{**row, "fidelity": 0.5} for row in ROWS]
-    assert (score_of(both), score_of([*both, *rows])) == ("accuracy", "fidelity")
-    assert score_of([row(2, None, 2e-6)]) == "accuracy"
+    assert (scored_by(both), scored_by([*both, *rows])) == ("accuracy", "fidelity")
+    assert scored_by([row(2, None, 2e-6)]) == "accuracy"
 
 
 def test_a_row_without_the_score_is_drawn_where_it_has_values():

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stars_deploy.comparison import scored_by
+from stars_deploy.page.core_map import draw_cores
+from stars_deploy.page.plotting import PALETTE, Figure, figure_of
 
-#: Okabe and Ito's colours, which those who see colours otherwise can tell apart.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8a8a8a", "#B8A800")
 PARTS = ("synapses", "neurons_active", "neurons_inactive", "spikes", "messages", "hops")
 
 #: Ticks of a logarithmic axis at every doubling.
 _OCTAVE = 0.30102999566
-Figure = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -30,7 +28,7 @@ def make_figures(report: Mapping[str, Any]) -> dict[str, Figure]:
         "rates": _rates(report["counts"]["per_layer"]),
         "activity": _activity(report["counts"]["per_layer"]),
         "latency": _latency(report["latency_s"]),
-        "cores": _cores(report["hardware"]),
+        "cores": draw_cores(report["hardware"]),
     }
 
 
@@ -55,19 +53,16 @@ def _by_bits(rows: Rows) -> dict[int, list[Mapping[str, Any]]]:
     return kinds
 
 
-def _figure(traces: list[Figure], x: str, y: str, **layout: Any) -> Figure:
-    axes: dict[str, Figure] = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}, "rangemode": "tozero"}}
-    for axis in ("xaxis", "yaxis"):
-        axes[axis].update(layout.pop(axis, {}))
-    return {"data": traces, "layout": {**axes, **layout}}
-
-
 def _error(rows: Rows, key: str, scale: float) -> Figure:
+    return _between(rows, f"{key}_nominal", f"{key}_low", f"{key}_high", scale)
+
+
+def _between(rows: Rows, middle: str, low: str, high: str, scale: float) -> Figure:
     return {
         "type": "data",
         "symmetric": False,
-        "array": [scale * (row[f"{key}_high"] - row[f"{key}_nominal"]) for row in rows],
-        "arrayminus": [scale * (row[f"{key}_nominal"] - row[f"{key}_low"]) for row in rows],
+        "array": [scale * (row[high] - row[middle]) for row in rows],
+        "arrayminus": [scale * (row[middle] - row[low]) for row in rows],
         "thickness": 1.5,
         "width": 4,
     }
@@ -82,12 +77,13 @@ def _score(rows: Rows) -> Figure:
             "name": f"{bits}-bit weights",
             "x": [str(row["timesteps"]) for row in kind],
             "y": [100 * row[measure] for row in kind],
+            "error_y": _between(kind, measure, f"{measure}_low", f"{measure}_high", 100),
             "marker": {"size": 9},
             "hovertemplate": "T = %{x}: %{y:.2f} %<extra></extra>",
         }
         for bits, kind in _by_bits(rows).items()
     ]
-    return _figure(traces, "timesteps T", f"{measure} [%]", xaxis={"type": "category"}, yaxis={"rangemode": "normal"})
+    return figure_of(traces, "timesteps T", f"{measure} [%]", xaxis={"type": "category"}, yaxis={"rangemode": "normal"})
 
 
 def _energy(rows: Rows) -> Figure:
@@ -107,7 +103,7 @@ def _energy(rows: Rows) -> Figure:
                     "hovertemplate": "T = %{x}: %{y:.3g} µJ<extra>" + name + "</extra>",
                 }
             )
-    return _figure(traces, "timesteps T", "energy [µJ]", xaxis={"type": "category"})
+    return figure_of(traces, "timesteps T", "energy [µJ]", xaxis={"type": "category"})
 
 
 def _pareto(rows: Rows) -> Figure:
@@ -132,7 +128,7 @@ def _pareto(rows: Rows) -> Figure:
                 "hovertemplate": "%{text}: %{y:.2f} %, %{x:.3g} µJ<br>%{customdata}<extra></extra>",
             }
         )
-    return _figure(
+    return figure_of(
         traces, "energy, total [µJ]", f"{measure} [%]",
         xaxis={"type": "log", "dtick": _OCTAVE, "tickformat": ".3~g"}, yaxis={"rangemode": "normal"},
     )  # fmt: skip
@@ -156,7 +152,7 @@ def _parts(energy: Mapping[str, Any]) -> Figure:
         "marker": {"color": [PALETTE[index] for index in range(len(PARTS))]},
         "hovertemplate": "%{x}: %{y:.3g} µJ<extra></extra>",
     }  # fmt: skip
-    return _figure([trace], "", "dynamic energy [µJ]", showlegend=False)
+    return figure_of([trace], "", "dynamic energy [µJ]", showlegend=False)
 
 
 def _layers(energy: Mapping[str, Any]) -> Figure:
@@ -173,7 +169,7 @@ def _layers(energy: Mapping[str, Any]) -> Figure:
         for index, part in enumerate(PARTS)
         if any(layer["parts"][part] for layer in layers)
     ]
-    return _figure(traces, "", "dynamic energy [µJ]", barmode="stack", xaxis={"type": "category"})
+    return figure_of(traces, "", "dynamic energy [µJ]", barmode="stack", xaxis={"type": "category"})
 
 
 def _rates(layers: Rows) -> Figure:
@@ -184,7 +180,7 @@ def _rates(layers: Rows) -> Figure:
         "marker": {"color": PALETTE[2]},
         "hovertemplate": "%{x}: %{y:.3f}<extra></extra>",
     }
-    return _figure([trace], "", "spikes / neuron / timestep", showlegend=False, xaxis={"type": "category"})
+    return figure_of([trace], "", "spikes / neuron / timestep", showlegend=False, xaxis={"type": "category"})
 
 
 def _activity(layers: Rows) -> Figure:
@@ -200,7 +196,7 @@ def _activity(layers: Rows) -> Figure:
         for layer in layers
         if any(layer["spikes_per_step"])
     ]
-    return _figure(
+    return figure_of(
         traces,
         "timestep t",
         "spikes, mean over images",
@@ -222,7 +218,7 @@ def _latency(latency: Mapping[str, Any]) -> Figure:
         }
         for term in terms
     ]
-    return _figure(
+    return figure_of(
         traces,
         "timestep of a busy chip",
         "time [µs]",
@@ -230,88 +226,6 @@ def _latency(latency: Mapping[str, Any]) -> Figure:
         barmode="overlay",
         showlegend=True,
     )
-
-
-def _cores(hardware: Mapping[str, Any]) -> Figure:
-    """Return the mesh with a square for each core; buttons choose what colours them."""
-    cores, per_tile = hardware["core_map"], hardware["cores_per_tile"]
-    side = math.ceil(math.sqrt(per_tile))
-    columns, rows = hardware["mesh"]
-    seen: dict[tuple[int, int], int] = {}
-    x, y, hover = [], [], []
-    for core in cores:
-        place = (core["x"], core["y"])
-        slot = seen.get(place, 0)
-        seen[place] = slot + 1
-        x.append(core["x"] + (slot % side + 0.5) / side - 0.5)
-        y.append(core["y"] + (slot // side + 0.5) / side - 0.5)
-        hover.append(
-            f"core {core['core']}: {core['layer']}<br>{core['neurons']:,} neurons, {core['synaptic_words']:,} words<br>"
-            f"{core['synops']:,.0f} synops, busiest step {1e6 * max(core['seconds_per_step']):.3g} µs"
-        )
-    names = list(dict.fromkeys(core["layer"] for core in cores))
-    choices = {
-        "layer": [names.index(core["layer"]) for core in cores],
-        "synops": [core["synops"] for core in cores],
-        "neurons": [core["neurons"] for core in cores],
-        "time": [1e6 * max(core["seconds_per_step"]) for core in cores],
-    }
-    titles = {"layer": "layer", "synops": "synops", "neurons": "neurons", "time": "busiest [µs]"}
-    trace = {
-        "type": "scatter",
-        "mode": "markers",
-        "x": x,
-        "y": y,
-        "text": hover,
-        "hovertemplate": "%{text}<extra></extra>",
-        "marker": {
-            "symbol": "square", "size": 16, "color": choices["layer"], "colorscale": _steps(len(names)),
-            "cmin": -0.5, "cmax": len(names) - 0.5,
-            "colorbar": {"title": {"text": "layer"}, "tickvals": list(range(len(names))), "ticktext": names},
-        },
-    }  # fmt: skip
-    buttons = [
-        {"label": titles[name], "method": "restyle", "args": [_colouring(name, values, titles[name], names)]}
-        for name, values in choices.items()
-    ]
-    width = columns * hardware["chips"]
-    tiles = [
-        {
-            "type": "rect", "x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5,
-            "line": {"width": 1}, "layer": "below",
-        }
-        for column in range(width)
-        for row in range(rows)
-    ]  # fmt: skip
-    return _figure(
-        [trace], "mesh, column", "row", shapes=tiles, showlegend=False, meta={"across": width * side},
-        xaxis={"range": [-0.6, width - 0.4], "showgrid": False, "zeroline": False, "dtick": 1 if width < 20 else 8},
-        yaxis={"range": [rows - 0.4, -0.6], "showgrid": False, "zeroline": False, "dtick": 1, "rangemode": "normal"},
-        updatemenus=[
-            {"type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1.22, "buttons": buttons}
-        ],
-    )  # fmt: skip
-
-
-def _steps(count: int) -> list[list[Any]]:
-    """Return a colour scale of `count` even steps."""
-    scale: list[list[Any]] = []
-    for index in range(count):
-        colour = PALETTE[index % len(PALETTE)]
-        scale += [[index / count, colour], [(index + 1) / count, colour]]
-    return scale
-
-
-def _colouring(name: str, values: list[Any], title: str, names: list[str]) -> Figure:
-    by_layer = name == "layer"
-    bar = {"title": {"text": title}, **({"tickvals": list(range(len(names))), "ticktext": names} if by_layer else {})}
-    return {
-        "marker.color": [values],
-        "marker.colorscale": [_steps(len(names))] if by_layer else ["Viridis"],
-        "marker.cmin": [-0.5 if by_layer else 0],
-        "marker.cmax": [len(names) - 0.5 if by_layer else max(values) or 1],
-        "marker.colorbar": [bar],
-    }
 
 
 def make_raster(spikes: Mapping[str, Any]) -> Figure:
@@ -339,7 +253,7 @@ def make_raster(spikes: Mapping[str, Any]) -> Figure:
         )
         ticks.append((base + fired.shape[1] / 2, name))
         base += fired.shape[1] + 4
-    return _figure(
+    return figure_of(
         traces, "timestep t", "", showlegend=False, xaxis={**_whole_steps(longest), "range": [0.5, longest + 0.5]},
         yaxis={"tickvals": [place for place, _ in ticks], "ticktext": [name for _, name in ticks], "zeroline": False},
     )  # fmt: skip

@@ -64,6 +64,7 @@ def _render(content: PageContent) -> str:
         parts=PARTS,
         raster=content.raster,
         images=_images(content),
+        made=0 if content.synthetic is None else len(content.synthetic.images),
         n=numbers.number,
         interval=numbers.interval,
         corners=numbers.corners,

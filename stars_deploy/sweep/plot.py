@@ -6,7 +6,6 @@ interval of an accuracy.
 
 from __future__ import annotations
 
-import math
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from stars_deploy.artifacts import written_whole
+from stars_deploy.comparison import scored_by
 from stars_deploy.errors import ConfigError
 from stars_deploy.latency import CAVEAT
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 #: And without colour: a shape each, in another rhythm than the colours, so that 35 series differ.
 MARKERS = ("o", "s", "^", "D", "v")
-#: Of the standard normal distribution, for an interval of 95 %.
-_Z95 = 1.959964
 #: Where a number may stand beside its point [1/72 inch], the best place first: above and to the left of a point of the
 #: front there is, by its meaning, no other point.
 _OFFSETS = ((-8, 8), (0, 11), (-13, 3), (8, -9), (0, -12), (13, -3), (-16, 13), (13, -14), (-8, 20), (8, -21))
@@ -89,7 +87,7 @@ def make_figure(rows: Sequence[Row]) -> Figure:
     from matplotlib.figure import Figure
 
     chips = list(dict.fromkeys(str(row["hardware"]) for row in rows))
-    series, score = _series(rows), score_of(rows)
+    series, score = _series(rows), scored_by(rows)
     figure = Figure(figsize=(15, 1.2 + 4.3 * len(chips)), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(len(chips), 3)
@@ -114,32 +112,6 @@ def make_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def score_of(rows: Sequence[Row]) -> str:
-    """Return which score rows are compared by, as :func:`stars_deploy.comparison.mark_pareto` chooses it.
-
-    The accuracy where every row has one, else the fidelity where every row has one; else, where nothing can be
-    compared, the one that some row has.
-    """
-    scores = ("accuracy", "fidelity")
-    for enough in (all, any):
-        for score in scores:
-            if enough(row[score] is not None for row in rows):
-                return score
-    return "accuracy"
-
-
-def sampling_interval(share: float, samples: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share that was counted on `samples` images.
-
-    The score interval of E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22,
-    1927: it stays in [0, 1], also at the ends.
-    """
-    weight = _Z95**2 / samples
-    centre = (share + weight / 2) / (1 + weight)
-    half = _Z95 / (1 + weight) * math.sqrt(share * (1 - share) / samples + weight / (4 * samples))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def _draw_scores(axes: Axes, series: Sequence[_Series], chip: str, score: str) -> None:
     """Draw accuracy or fidelity over timesteps, with the interval that so few images leave open."""
     samples = set()
@@ -147,9 +119,8 @@ def _draw_scores(axes: Axes, series: Sequence[_Series], chip: str, score: str) -
         rows = [row for row in one.on(chip) if row[score] is not None]
         steps = _aside([row["timesteps"] for row in rows], index, len(series))
         shares = [row[score] for row in rows]
-        bounds = [sampling_interval(row[score], row["samples"]) for row in rows]
-        below = [share - low for share, (low, _) in zip(shares, bounds, strict=True)]
-        above = [high - share for share, (_, high) in zip(shares, bounds, strict=True)]
+        below = [row[score] - row[f"{score}_low"] for row in rows]
+        above = [row[f"{score}_high"] - row[score] for row in rows]
         axes.errorbar(
             steps, shares, yerr=(below, above), label=one.label, color=one.colour, marker=one.marker, markersize=6,
             linewidth=1.8, elinewidth=0.8, capsize=3,

@@ -10,9 +10,16 @@
   const dragmode = window.matchMedia("(pointer: coarse)").matches ? false : "zoom";
 
   // Cores stay apart however many chips lie side by side: beside them are the axis and the colour bar.
+  function inked(figure) {
+    // Bars of many colours get plotly.js's own dark grey for their error bars, which a dark page swallows.
+    const ink = getComputedStyle(root).getPropertyValue("--ink").trim();
+    return figure.data.map((trace) => trace.type === "bar" && trace.error_y
+      ? Object.assign({}, trace, { error_y: Object.assign({}, trace.error_y, { color: ink }) }) : trace);
+  }
+
   function sized(figure, place) {
     const across = (figure.layout.meta || {}).across;
-    if (!across) { return figure.data; }
+    if (!across) { return inked(figure); }
     const size = Math.max(2, Math.min(16, Math.floor((place.clientWidth - 180) / across) - 1));
     return figure.data.map((trace) => Object.assign({}, trace, { marker: Object.assign({}, trace.marker, { size }) }));
   }
