@@ -245,7 +245,9 @@ def _anns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             if found is None or not known:
                 continue
             ends = [engineering(end, _UNITS[found["unit"]]) for end in (min(known), max(known))]
-            figures.append(f"{found['name'].replace('_', ' ')} {' .. '.join(dict.fromkeys(ends))}")
+            size = of_model[0].get(f"ann_{found['name'].removesuffix('_latency')}_size")
+            images = f" for {size} images" if size and found["unit"] == "s" else ""
+            figures.append(f"{found['name'].replace('_', ' ')} {' .. '.join(dict.fromkeys(ends))}{images}")
         lines.append(f"the ANN beside {model}: {'; '.join(figures)}")
     return lines
 
