@@ -15,7 +15,7 @@ from stars_deploy.hardware.advice import Advice, advise
 from stars_deploy.hardware.mapping import Mapping, map_network
 from stars_deploy.lowering.passes import canonicalize, lower
 from stars_deploy.pipeline.models import Reading, open_model
-from stars_deploy.pipeline.quantising import NOISE_IMAGES, Importing, quantise_model
+from stars_deploy.pipeline.quantising import Importing, quantise_model
 from stars_deploy.pipeline.samples import noise_images
 from stars_deploy.quantized import QuantizedGraph
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: What is opened as a network that exists already; anything else is a teacher.
 MODEL_FILES = (".npz", ".net", ".onnx", ".nir")
+#: Noise images to quantise on where only the places of neurons and synapses matter.
+_PLANNING_IMAGES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +189,7 @@ def plan_student(teacher: Teacher, settings: BuildConfig) -> QuantizedGraph:
     neuron = NeuronModel(decay=asked.decay, surrogate_width=asked.surrogate_width)
     student, _ = build_student(teacher, asked.spec, settings.timesteps, neuron, asked.balance)
     lowered = lower(canonicalize(trace_student(student, teacher.labels)))
-    images = noise_images(NOISE_IMAGES, tuple(lowered.input.shape))
+    images = noise_images(_PLANNING_IMAGES, tuple(lowered.input.shape))
     found = calibrate_graph(lowered, images, settings.bits, settings.input_bits)
     return quantize_graph(lowered, settings.bits, found.input_bits, found.shares)
 
