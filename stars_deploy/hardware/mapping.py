@@ -5,6 +5,7 @@ Deterministic. No two populations share a core, as in Lava's compiler tables.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -195,6 +196,12 @@ def _draw(graph: QuantizedGraph, profile: ChipProfile, tilings: dict[str, Tiling
         inside = route.source_cores != OUTSIDE
         np.add.at(axons_out, route.source_cores[inside], route.axons[inside])
     floor = Floor(profile)
+
+    @functools.cache
+    def words(name: str, channels: int) -> int:
+        # Looks through all weights: once for each size of a part, not for each core.
+        return sum(words_of(one, channels, profile) for one in graph.into(name))
+
     cores = tuple(
         Core(
             index=core,
@@ -202,7 +209,7 @@ def _draw(graph: QuantizedGraph, profile: ChipProfile, tilings: dict[str, Tiling
             box=box,
             place=floor.place(core),
             neurons=math.prod(last - first for first, last in box),
-            synaptic_words=sum(words_of(one, box[0][1] - box[0][0], profile) for one in graph.into(name)),
+            synaptic_words=words(name, box[0][1] - box[0][0]),
             axons_in=int(axons_in[core]),
             axons_out=int(axons_out[core]),
         )
