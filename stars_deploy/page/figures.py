@@ -130,7 +130,7 @@ def _pareto(rows: Rows) -> Figure:
         )
     return figure_of(
         traces, "energy, total [µJ]", f"{measure} [%]",
-        xaxis={"type": "log", "dtick": _OCTAVE, "tickformat": ".3~g"}, yaxis={"rangemode": "normal"},
+        xaxis={"type": "log", "dtick": _OCTAVE, "tickformat": ".3~r"}, yaxis={"rangemode": "normal"},
     )  # fmt: skip
 
 
