@@ -49,11 +49,12 @@ def trace_teacher(teacher: Teacher) -> bytes:
     if "dynamo" in inspect.signature(torch.onnx.export).parameters:  # from torch 2.5 on
         options["dynamo"] = False
     content = io.BytesIO()
+    file: Any = content  # whose stubs in torch 2.14 speak of paths only
     try:
         # stdout belongs to results: whatever an exporter says there is for the log.
         with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr), torch.no_grad():
             warnings.simplefilter("ignore")
-            torch.onnx.export(model, (torch.zeros(_SAMPLES, *teacher.input.shape),), content, **options)
+            torch.onnx.export(model, (torch.zeros(_SAMPLES, *teacher.input.shape),), file, **options)
     except Exception as error:  # of any kind: torch's own, or of a stranger's forward
         first_line = (str(error).splitlines() or [""])[0]
         raise TeacherError(
@@ -64,6 +65,9 @@ def trace_teacher(teacher: Teacher) -> bytes:
 
 class _OnPixels(nn.Module):
     """A teacher with its normalisation as a part of the module, as exporters see no other constants."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, teacher: Teacher) -> None:
         super().__init__()

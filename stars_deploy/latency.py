@@ -138,7 +138,8 @@ class _Prices:
         """Return how long each timestep takes, (W, S)."""
         synaptic, neuronal = self.phases(work)
         busiest = _combined(synaptic, neuronal, phases).max(axis=2)
-        return np.maximum(busiest, self.longest_link(work)) + self.barrier()
+        steps: Times = np.maximum(busiest, self.longest_link(work)) + self.barrier()
+        return steps
 
     def longest_link(self, work: Schedule) -> Times:
         """Return how long the busiest link takes, (W, S)."""

@@ -36,14 +36,16 @@ def words_of(projection: Projection, channels: int, profile: ChipProfile) -> int
     bits = weight_bits(projection)
     if isinstance(projection, DenseProjection):
         index, header = profile.storage.index.nominal, profile.storage.header.nominal
-        return int(projection.weight.shape[1] * math.ceil((channels * (bits + index) + header) / WORD))
-    per_group = projection.weight.shape[0] // projection.groups
+        inputs: int = projection.weight.shape[1]
+        return inputs * math.ceil((channels * (bits + index) + header) / WORD)
+    per_group: int = projection.weight.shape[0] // projection.groups
     row = math.ceil(min(channels, per_group) * bits / WORD)
     return _touched_groups(projection, channels) * int(np.prod(projection.weight.shape[1:])) * row
 
 
 def _touched_groups(projection: ConvProjection, channels: int) -> int:
     """Return how many groups a run of `channels` output channels that starts at a multiple of them can touch."""
-    per_group = projection.weight.shape[0] // projection.groups
+    per_group: int = projection.weight.shape[0] // projection.groups
     crossing = 1 if channels % per_group and per_group % channels else 0
-    return min(projection.groups, math.ceil(channels / per_group) + crossing)
+    touched: int = min(projection.groups, math.ceil(channels / per_group) + crossing)
+    return touched
