@@ -16,7 +16,6 @@ from stars_deploy.page import PageContent, Raster, write_page
 from stars_deploy.page.content import SyntheticSheet
 from stars_deploy.pipeline.directory import PAGE, REPORT, RunDirectory, as_pixels
 from stars_deploy.pipeline.models import Model, evaluation_set, open_model
-from stars_deploy.quantized import QuantizedGraph
 from stars_deploy.report import SCHEMA_VERSION
 
 #: Neurons of a layer in the raster, at most.
@@ -91,7 +90,7 @@ def _raster(model: Model, data: EvaluationSet | None) -> Raster:
             raise ArtifactError(str(model.file), "comes without images", "the folder of a build")
         image, sample = as_pixels(model.directory.images().held_out[:1]), "first held-out synthetic image"
     names = [population.name for population in graph.populations]
-    run = FastEngine(graph, threads=1).run(_quantized(graph, image), record=names)
+    run = FastEngine(graph, threads=1).run(graph.input.quantize(image), record=names)
     spikes, neurons = {}, {}
     for name in names:
         fired = run.spikes[name][:, 0].reshape(graph.timesteps, -1)
@@ -101,10 +100,6 @@ def _raster(model: Model, data: EvaluationSet | None) -> Raster:
     return Raster(
         spikes=spikes, neurons=neurons, sample=sample, predicted=_name(graph.labels, int(run.classes()[0])), label=label
     )
-
-
-def _quantized(graph: QuantizedGraph, image: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    return graph.input.quantize(image)
 
 
 def _synthetic(directory: RunDirectory, labels: Sequence[str]) -> SyntheticSheet:
