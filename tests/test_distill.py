@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from stars_deploy.config import DistillConfig, load_config
 from stars_deploy.data import load_dataset
-from stars_deploy.distill import Distiller, follow, observe
+from stars_deploy.distill import Distiller
+from stars_deploy.distill.distiller import follow, observe
 from stars_deploy.errors import ArtifactError, ConfigError
 from stars_deploy.student import NeuronModel, StudentOutput, build_student
 from stars_deploy.teacher import load_teacher
