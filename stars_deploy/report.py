@@ -31,6 +31,7 @@ INHERITED = "The student inherits the teacher's topology and weights: a method o
 def compose_report(
     *,
     config: BuildConfig,
+    objectives: Mapping[str, Any],
     graph: QuantizedGraph,
     teacher: Mapping[str, Any],
     accuracy: Mapping[str, float | None],
@@ -57,7 +58,8 @@ def compose_report(
             "timesteps": config.timesteps,
             "decay": config.student.decay,
             "method": config.method,
-            "objectives": config.objectives().model_dump(),
+            "backbone": config.synthesis.backbone,
+            "objectives": dict(objectives),
             "notes": [RECONSTRUCTED, *([INHERITED] if config.student.spec == "inherit" else [])],
         },
         "accuracy": {

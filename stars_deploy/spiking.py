@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stars_deploy.errors import ConfigError
+from stars_deploy.fused import THRESHOLD, find_surrogate, fire
 from stars_deploy.norms import BATCH_NORMS, BatchNorm
 from stars_deploy.teacher import InputFormat
 
 #: Length of a timestep [s]: norse's default. Only its ratio to the membrane time constant matters.
 DT = 1e-3
-#: Membrane potential that a neuron must exceed to fire; any other is a scale of the weights before it.
-THRESHOLD = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,9 @@ class NeuronModel:
     decay : float
         Share of the membrane potential that is left after a timestep, in [0, 1).
     surrogate_width : float
-        Slope of norse's triangular surrogate gradient.
+        Parameter (alpha) of the surrogate gradient: the slope of a triangle.
+    surrogate : str
+        norse's name of the surrogate gradient: triangle, super, tanh, circ or heavi_erfc.
 
     Raises
     ------
@@ -45,29 +46,37 @@ class NeuronModel:
 
     decay: float = 0.9
     surrogate_width: float = 1.0
+    surrogate: str = "triangle"
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
             raise ConfigError("student.decay", self.decay, "at least 0, less than 1")
         if not 0 < self.surrogate_width < math.inf:
             raise ConfigError("student.surrogate_width", self.surrogate_width, "a finite number greater than 0")
+        find_surrogate(self.surrogate)
 
 
 class SpikingLayer(nn.Module):
-    """A norse ``LIFBoxCell`` stepped over the first axis.
+    """norse's ``LIFBoxCell`` over the first axis, all timesteps in one function.
 
     Each timestep: ``v = decay * v + i`` (norse adds ``(1 - decay) * (i' - v)``; the gain is folded into ``i'``);
     ``s = v > 1``, strictly; ``v = 0`` where ``s``.
+
+    Attributes
+    ----------
+    cell : norse.torch.LIFBoxCell
+        The neuron as norse has it; :meth:`stepped` runs it.
     """
 
     def __init__(self, model: NeuronModel) -> None:
         super().__init__()
+        self.model = model
         self.gain = 1 - model.decay
         self.cell = LIFBoxCell(
             LIFBoxParameters(
                 tau_mem_inv=torch.as_tensor(self.gain / DT),
                 v_th=torch.as_tensor(THRESHOLD),
-                method="triangle",
+                method=model.surrogate,
                 alpha=torch.as_tensor(model.surrogate_width),
             ),
             dt=DT,
@@ -75,6 +84,14 @@ class SpikingLayer(nn.Module):
 
     def forward(self, current: Tensor) -> Tensor:
         """Return the spikes, (T, B, ...), that input currents of that shape cause, from rest."""
+        return self.run(current)[0]
+
+    def run(self, current: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the spikes and the membrane potentials before the reset, both (T, B, ...)."""
+        return fire(current, self.model.decay, self.model.surrogate, self.model.surrogate_width)
+
+    def stepped(self, current: Tensor) -> Tensor:
+        """Return the spikes as norse's own cell makes them, a timestep at a time: the reference of :meth:`forward`."""
         state = None
         spikes = []
         for step in current / self.gain:
@@ -85,10 +102,14 @@ class SpikingLayer(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class StudentOutput:
-    """What a student returns: ``logits`` (T, B, K) for each timestep, and each layer's ``spikes`` (T, B, ...)."""
+    """What a student returns: ``logits`` (T, B, K) for each timestep, and each layer's ``spikes`` (T, B, ...).
+
+    ``potentials`` (T, B, ...) before the reset are there if they were asked for.
+    """
 
     logits: Tensor
     spikes: tuple[Tensor, ...]
+    potentials: tuple[Tensor, ...] = ()
 
     def mean_logits(self) -> Tensor:
         """Return the logits averaged over time, (B, K)."""
@@ -130,22 +151,29 @@ class Student(nn.Module):
         self.register_buffer("mean", torch.tensor(form.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(form.std).view(1, -1, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor, timesteps: int | None = None) -> StudentOutput:
+    def forward(self, images: Tensor, timesteps: int | None = None, potentials: bool = False) -> StudentOutput:
         """Run images (B, C, H, W) in [0, 1] for `timesteps` (the student's own, unless given)."""
         steps = self.timesteps if timesteps is None else timesteps
         values = (images - self.mean) / self.std
         spikes: list[Tensor] = []
+        kept: list[Tensor] = []
         for layer in self._stages():
             if isinstance(layer, tuple):
                 values = _convolved_and_normalized(*layer, values)
             elif isinstance(layer, SpikingLayer):
                 # Until the first neuron nothing depends on time, so those layers ran on one copy only.
                 current = torch.unflatten(values, 0, (steps, -1)) if spikes else values.expand(steps, *values.shape)
-                spikes.append(layer(current))
+                if potentials:
+                    fired, charged = layer.run(current)
+                    kept.append(charged)
+                else:
+                    fired = layer(current)
+                spikes.append(fired)
                 values = spikes[-1].flatten(0, 1)
             else:
                 values = layer(values)
-        return StudentOutput(logits=torch.unflatten(values, 0, (steps, -1)), spikes=tuple(spikes))
+        logits = torch.unflatten(values, 0, (steps, -1))
+        return StudentOutput(logits=logits, spikes=tuple(spikes), potentials=tuple(kept))
 
     def norms(self) -> list[BatchNorm]:
         """Return the batch normalisations, in order of execution."""

@@ -82,10 +82,15 @@ class Teacher:
         """Number of classes."""
         return len(self.labels)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the module is."""
+        return next(self.module.parameters()).device
+
     def normalized(self, images: Tensor) -> Tensor:
         """Return images (B, C, H, W) in [0, 1] as the module takes them."""
-        mean = torch.tensor(self.input.mean).view(1, -1, 1, 1)
-        std = torch.tensor(self.input.std).view(1, -1, 1, 1)
+        mean = torch.tensor(self.input.mean, device=images.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.input.std, device=images.device).view(1, -1, 1, 1)
         return (images - mean) / std
 
     def logits(self, images: Tensor) -> Tensor:

@@ -19,20 +19,24 @@ def randomly_shifted(images: Tensor, shift: int, flip: bool, draws: torch.Genera
         Largest move along each axis [pixels].
     flip : bool
     draws : torch.Generator, optional
-        Where the randomness comes from; torch's global generator by default.
+        Where the randomness comes from; torch's global generator by default. On the CPU, wherever the images are, so
+        that every device sees the same views.
 
     Returns
     -------
     Tensor, (B, C, H, W)
     """
+    batch, _, height, width = images.shape
     if flip:
-        mirrored = (torch.rand(len(images), generator=draws) < 0.5).view(-1, 1, 1, 1)
+        mirrored = (torch.rand(batch, generator=draws) < 0.5).view(-1, 1, 1, 1).to(images.device)
         images = torch.where(mirrored, images.flip(3), images)
     if shift == 0:
         return images
     padded = functional.pad(images, (shift,) * 4, mode="replicate")
-    batch, _, height, width = images.shape
     rows = torch.randint(0, 2 * shift + 1, (batch, 1), generator=draws) + torch.arange(height)
     columns = torch.randint(0, 2 * shift + 1, (batch, 1), generator=draws) + torch.arange(width)
     samples = torch.arange(batch).view(-1, 1, 1)
-    return padded.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    moved = padded.permute(0, 2, 3, 1)[
+        samples.to(images.device), rows[:, :, None].to(images.device), columns[:, None, :].to(images.device)
+    ]
+    return moved.permute(0, 3, 1, 2)

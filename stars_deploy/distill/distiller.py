@@ -1,29 +1,35 @@
-"""Data-free distillation: synthesise images from the teacher, and let the student follow it on them.
-
-The distiller is handed a teacher, never a data set, and may not import :mod:`stars_deploy.data`.
-"""
+"""The loop of rounds and steps: synthesise images, let the student follow the teacher on them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
-from stars_deploy.config import BuildConfig, DistillConfig
-from stars_deploy.errors import ArtifactError, ConfigError, FormatError
-from stars_deploy.norms import watched_norms
-from stars_deploy.student import Student, StudentOutput
-from stars_deploy.synthesis.backbone import FastBackbone
-from stars_deploy.synthesis.generator import ImagePool
+from stars_deploy.config import BuildConfig
+from stars_deploy.distill.checkpoint import (
+    Parts,
+    collect,
+    distribute,
+    read_checkpoint,
+    save_checkpoint,
+    unreadable,
+)
+from stars_deploy.distill.losses import follow, observe
+from stars_deploy.distill.mixing import mixed
+from stars_deploy.distill.observing import DistillObserver
+from stars_deploy.errors import ConfigError
+from stars_deploy.student import Student
+from stars_deploy.synthesis.backbone import Backbone
+from stars_deploy.synthesis.pool import ImagePool
+from stars_deploy.synthesis.registry import build_backbone, view_shift
 from stars_deploy.teacher import Teacher
 from stars_deploy.views import randomly_shifted
-from stars_deploy.weights import read_tensors, write_tensors
 
 Progress = Callable[[int, int, str], None]
 
@@ -39,25 +45,50 @@ class Distiller:
     scales : list of float
         Teacher activation for a firing rate of 1, by layer; empty unless the student inherits.
     config : BuildConfig
+    backbone : Backbone, optional
+        Instead of the configured one.
+
+    Attributes
+    ----------
+    step : int
+        Student steps done.
+    history : list of dict
+        One entry a round: the last value of each term.
+    pool : ImagePool
+    seconds : dict
+        Wall time of ``synthesis`` and ``student`` in this process [s]; no part of the state.
     """
 
     teacher: Teacher
     student: Student
     scales: list[float]
     config: BuildConfig
+    backbone: Backbone | None = None
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: {"synthesis": 0.0, "student": 0.0})
 
     def __post_init__(self) -> None:
-        plan = self.config.distill
         seed = self.config.seed
-        self.backbone = FastBackbone(self.teacher, self.config.synthesis, self.config.objectives(), seed)
-        self.pool = ImagePool(self.teacher.input.shape, self.config.synthesis.pool)
-        self.optimizer = torch.optim.Adam(self.student.parameters(), lr=plan.learning_rate)
+        synthesis = self.config.synthesis
+        self.synthesis_draws = torch.Generator().manual_seed(seed)
         # Apart from the backbone's, so that what the student sees is drawn alike whatever the synthesis.
         self.draws = torch.Generator().manual_seed(seed)
+        self.source = self.backbone or build_backbone(
+            self.teacher, synthesis, self.config.method, self.synthesis_draws
+        )
+        self.shift = view_shift(self.teacher, synthesis)
+        self.pool = ImagePool(self.teacher.input.shape, synthesis.pool)
+        self.optimizer = torch.optim.Adam(self.student.parameters(), lr=self.config.distill.learning_rate)
 
-    def run(self, progress: Progress, checkpoint: Path | None = None) -> Student:
+    @property
+    def progress(self) -> float:
+        """Share of the planned steps that is done."""
+        return self.step / self.config.distill.steps
+
+    def run(
+        self, progress: Progress, checkpoint: Path | None = None, observers: Sequence[DistillObserver] = ()
+    ) -> Student:
         """Distil until the planned number of steps is reached.
 
         Parameters
@@ -66,6 +97,8 @@ class Distiller:
             Called with (steps done, steps in all, text).
         checkpoint : path, optional
             Written every ``checkpoint_every`` steps, whole or not at all.
+        observers : sequence of DistillObserver
+            Told of every finished round, and of the end.
 
         Returns
         -------
@@ -75,28 +108,83 @@ class Distiller:
         Raises
         ------
         ConfigError
-            If the loss is no longer finite.
+            If a loss is no longer finite; the last checkpoint stays.
         ArtifactError
             If a checkpoint cannot be written; the one before it stays.
         """
         plan = self.config.distill
         while self.step < plan.steps:
             if self.step % plan.steps_per_round == 0:
-                self._synthesize()
-            self._advance()
-            if self.step % 10 == 0 or self.step == plan.steps:
+                self.synthesize()
+            self.advance()
+            if self.step % plan.steps_per_round == 0 or self.step == plan.steps:
                 progress(self.step, plan.steps, _described(self.history[-1]))
+                for observer in observers:
+                    observer.round_done(self)
             if checkpoint is not None and self.step % plan.checkpoint_every == 0 and self.step < plan.steps:
                 self.save(checkpoint)
         self._freeze()
+        for observer in observers:
+            observer.finished(self)
         return self.student
 
-    def _synthesize(self) -> None:
+    def synthesize(self) -> None:
+        """Make the images of a round, and put them into the pool."""
+        begun = time.perf_counter()
         self._freeze()
-        warm = self.config.synthesis.warmup_steps if self.step == 0 else None
-        batch = self.backbone.synthesize(self.student, warm)
+        batch = self.source.synthesize(self.student, self.pool, self.progress)
+        self.source.scorer.batch_done()
         self.pool.add(batch.images)
-        self.history.append({"step": float(self.step), **{f"synthesis/{k}": v for k, v in batch.terms.items()}})
+        entry = {"step": float(self.step), "images": float(self.pool.added)}
+        entry.update({f"synthesis/{name}": value for name, value in batch.terms.items()})
+        if batch.terms and len(self.history) % self.config.distill.gradients_every == 0:
+            norms = self.source.scorer.gradient_norms(batch.images, batch.labels, self.student, self.progress)
+            entry.update({f"gradient/{name}": value for name, value in norms.items()})
+        self.history.append(entry)
+        self.seconds["synthesis"] += time.perf_counter() - begun
+
+    def held_out(self, count: int) -> torch.Tensor:
+        """Return `count` fresh images that nothing was trained on, uint8."""
+        self._freeze()
+        batches: list[torch.Tensor] = []
+        while sum(len(batch) for batch in batches) < count:
+            batches.append(self.source.synthesize(self.student, self.pool, 1.0).images.cpu())
+        return (torch.cat(batches)[:count] * 255).round().to(torch.uint8)
+
+    def advance(self) -> None:
+        """Take one step of the student.
+
+        Raises
+        ------
+        ConfigError
+            If the loss is no longer finite.
+        """
+        begun = time.perf_counter()
+        plan = self.config.distill
+        self._unfreeze()
+        for group in self.optimizer.param_groups:
+            group["lr"] = plan.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.progress)))
+        images = self._shown()
+        with torch.no_grad():
+            answer = observe(self.teacher, images)
+        loss, terms = follow(self.student(images), answer, self.scales, plan)
+        if not math.isfinite(float(loss.detach())):
+            raise ConfigError(
+                "distillation", f"loss {float(loss.detach())} at step {self.step}", "a finite loss",
+                "lower distill.learning_rate and build anew; the last checkpoint, with finite weights, is kept",
+            )  # fmt: skip
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        self.step += 1
+        self.history[-1].update(step=float(self.step), **terms)
+        self.seconds["student"] += time.perf_counter() - begun
+
+    def _shown(self) -> torch.Tensor:
+        """Draw images of the pool, and show them moved and mixed."""
+        plan, synthesis = self.config.distill, self.config.synthesis
+        images = self.pool.sample(plan.batch, self.draws).to(self.teacher.device)
+        return mixed(randomly_shifted(images, self.shift, synthesis.flip, self.draws), plan.mixing, self.draws)
 
     def _freeze(self) -> None:
         self.student.eval().requires_grad_(False)
@@ -108,27 +196,6 @@ class Distiller:
             for norm in self.student.norms():
                 norm.eval()
 
-    def _advance(self) -> None:
-        plan = self.config.distill
-        self._unfreeze()
-        for group in self.optimizer.param_groups:
-            group["lr"] = plan.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.step / plan.steps)))
-        images = self.pool.sample(plan.batch, self.draws)
-        images = randomly_shifted(images, self.backbone.shift, self.config.synthesis.flip, self.draws)
-        with torch.no_grad():
-            logits, activations = observe(self.teacher, images)
-        loss, terms = follow(self.student(images), logits, activations, self.scales, plan)
-        if not math.isfinite(float(loss.detach())):
-            raise ConfigError(
-                "distillation", f"loss {float(loss.detach())} at step {self.step}", "a finite loss",
-                "lower distill.learning_rate, then continue with --resume from the last checkpoint",
-            )  # fmt: skip
-        self.optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        self.optimizer.step()
-        self.step += 1
-        self.history[-1].update(step=float(self.step), **terms)
-
     def save(self, path: Path) -> None:
         """Write everything that :meth:`restore` needs, as tensors (no pickle), whole or not at all.
 
@@ -137,14 +204,9 @@ class Distiller:
         ArtifactError
             If the file cannot be written; an older one stays as it was.
         """
-        tensors: dict[str, Tensor] = {"pool": self.pool.images[: len(self.pool)]}
-        tensors.update({f"draws/{name}": generator.get_state() for name, generator in self._generators().items()})
-        for prefix, module in self._modules().items():
-            tensors.update({f"{prefix}/{name}": value for name, value in module.state_dict().items()})
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors.update({f"adam/{index}/{name}": torch.as_tensor(value) for name, value in state.items()})
-        header = {"step": self.step, "added": self.pool.added, "history": self.history, "run": self._fingerprint()}
-        write_tensors(tensors, {"distiller": header}, path)
+        tensors = {"pool": self.pool.images[: len(self.pool)], **collect(self._parts())}
+        header = {"step": self.step, "added": self.pool.added, "history": self.history, "run": self.fingerprint()}
+        save_checkpoint(tensors, header, path)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint of the same teacher and configuration.
@@ -156,112 +218,36 @@ class Distiller:
         ArtifactError
             If the checkpoint is missing or damaged, or belongs to another run.
         """
+        tensors, header = read_checkpoint(path, self.fingerprint())
         try:
-            tensors, description = read_tensors(path)
-            header = description["distiller"]
-            fingerprint = header["run"]
-        except (FormatError, KeyError, TypeError) as error:
-            raise _unreadable(path, error) from error
-        if fingerprint != self._fingerprint():
-            raise ArtifactError(
-                str(path), "belongs to a run with other settings, another teacher or seed",
-                "the settings it was started with", "resume with the same options, or build without --resume",
-            )  # fmt: skip
-        try:
-            self._load(header, tensors)
+            distribute(tensors, self._parts())
+            self.pool.restore(tensors["pool"], int(header["added"]))
+            self.step, self.history = int(header["step"]), list(header["history"])
         except Exception as error:  # whatever torch says to states that do not fit
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
 
-    def _load(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        for prefix, module in self._modules().items():
-            module.load_state_dict(_under(f"{prefix}/", tensors))
-        adam: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under("adam/", tensors).items():
-            index, _, key = name.partition("/")
-            adam.setdefault(int(index), {})[key] = value
-        if int(header["step"]):
-            _check_moments(adam, list(self.student.parameters()))
-        self.optimizer.load_state_dict({"state": adam, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self.pool.restore(tensors["pool"], int(header["added"]))
-        for name, generator in self._generators().items():
-            generator.set_state(tensors[f"draws/{name}"])
-        self.step, self.history = int(header["step"]), list(header["history"])
+    def _parts(self) -> Parts:
+        optimizers = {"adam": self.optimizer}
+        optimizers.update({f"adam-{name}": one for name, one in self.source.optimizers().items()})
+        return Parts(
+            modules={"student": self.student, "backbone": self.source},
+            optimizers=optimizers,
+            generators={"student": self.draws, "backbone": self.synthesis_draws},
+        )
 
-    def _modules(self) -> dict[str, nn.Module]:
-        return {"student": self.student, "generator": self.backbone.generator}
-
-    def _generators(self) -> dict[str, torch.Generator]:
-        return {"student": self.draws, "backbone": self.backbone.draws}
-
-    def _fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Return what must be equal for a checkpoint to be continued."""
         depends_on = {"student", "synthesis", "distill", "timesteps", "seed"}
         settings = self.config.model_dump(mode="json", include=depends_on)
-        settings["distill"].pop("checkpoint_every")
-        settings["synthesis"]["objectives"] = self.config.objectives().model_dump(mode="json")
+        for free in ("checkpoint_every", "budget", "tensorboard"):  # change nothing in the student
+            settings["distill"].pop(free)
+        settings["synthesis"]["objectives"] = {
+            name: setting.model_dump(mode="json") for name, setting in self.source.scorer.settings.items()
+        }
         form = self.teacher.input
         expects = [list(form.shape), list(form.mean), list(form.std)]
         teacher = {"spec": self.teacher.spec, "sha256": self.teacher.weights["sha256"], "input": expects}
         return {"teacher": teacher, **settings}
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _check_moments(adam: Mapping[int, Mapping[str, Tensor]], parameters: list[Tensor]) -> None:
-    """Refuse a state of Adam that torch would take and fail on at the next step."""
-    for index, parameter in enumerate(parameters):
-        state = adam.get(index, {})
-        if state.keys() != {"step", "exp_avg", "exp_avg_sq"} or any(
-            state[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")
-        ):
-            raise ValueError(f"the optimiser's state of parameter {index} is not of this student")
-
-
-def _unreadable(path: Path, error: Exception) -> ArtifactError:
-    first_line = (str(error).splitlines() or [type(error).__name__])[0]
-    return ArtifactError(str(path), f"not a readable checkpoint ({first_line})", remedy="build again without --resume")
-
-
-def observe(teacher: Teacher, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Return a teacher's logits, and what its batch norms pass on after rectification, in order of execution."""
-    with watched_norms(teacher.module, activations=True) as seen:
-        logits = teacher.logits(images)
-    return logits, list(seen.activations.values())
-
-
-def follow(
-    output: StudentOutput, logits: Tensor, activations: list[Tensor], scales: list[float], plan: DistillConfig
-) -> tuple[Tensor, dict[str, float]]:
-    """Return the loss of a student, and its terms.
-
-    ``KL(teacher || mean over time) + per_timestep * mean over time KL(teacher || timestep)`` at a temperature
-    (Hinton et al. 2015, times its square), and where `scales` are given ``rate_matching * mean over layers of
-    ||scale rate - activation||^2 / ||activation||^2`` (ours).
-    """
-    steps = len(output.logits)
-    terms = {"kl": _divergence(logits, output.mean_logits(), plan.temperature)}
-    if plan.per_timestep:
-        each = _divergence(logits.repeat(steps, 1), output.logits.flatten(0, 1), plan.temperature)
-        terms["kl_per_timestep"] = plan.per_timestep * each
-    if scales and plan.rate_matching:
-        distances = [
-            (scale * rate - wanted).square().mean() / wanted.square().mean().clamp_min(1e-6)
-            for scale, rate, wanted in zip(scales, output.rates(), activations, strict=True)
-        ]
-        terms["rates"] = plan.rate_matching * torch.stack(distances).mean()
-    loss = torch.stack(list(terms.values())).sum()
-    return loss, {name: float(term.detach()) for name, term in terms.items()}
-
-
-def _divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    return temperature**2 * functional.kl_div(
-        (student / temperature).log_softmax(1),
-        (teacher / temperature).log_softmax(1),
-        log_target=True,
-        reduction="batchmean",
-    )
 
 
 def _described(entry: Mapping[str, float]) -> str:

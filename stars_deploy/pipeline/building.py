@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from stars_deploy.activity import Activity, measure_activity
-from stars_deploy.artifacts import written_whole
 from stars_deploy.baseline import AnnReference, Tier
 from stars_deploy.config import BuildConfig
 from stars_deploy.cost import estimate_cost
@@ -26,15 +24,13 @@ from stars_deploy.lowering.passes import canonicalize
 from stars_deploy.pipeline.beside import single_step_beside, sweep_beside
 from stars_deploy.pipeline.checking import plan_student
 from stars_deploy.pipeline.directory import (
-    CHECKPOINT,
     FLOAT_GRAPH,
-    HISTORY,
     MODEL,
     STUDENT,
     RunDirectory,
-    SyntheticImages,
     as_pixels,
 )
+from stars_deploy.pipeline.distilling import distil, objectives_in_force
 from stars_deploy.pipeline.measuring import TeacherMeasurement, measure_teacher
 from stars_deploy.pipeline.models import Model, check_fit, quantize_calibrated
 from stars_deploy.pipeline.reporting import write_report_page
@@ -107,7 +103,7 @@ def build(
         _check_fits(config, teacher, profile)
     directory.start(config, resume=resume, overwrite=overwrite)
     with watch.stage("distil"):
-        _distil(config, teacher, directory, watch, resume)
+        distil(config, teacher, directory, watch, resume)
     report = _deploy(config, teacher, profile, directory, watch)
     return BuildResult(directory=directory.path, report=report)
 
@@ -137,6 +133,7 @@ def _deploy(
         beside = _measure_beside(config, teacher, directory, data, watch)
     report = compose_report(
         config=config,
+        objectives=objectives_in_force(config),
         graph=graph,
         teacher={"spec": teacher.spec, "labels": list(teacher.labels), **teacher.weights},
         accuracy=measured.accuracy,
@@ -230,48 +227,6 @@ def _check_fits(config: BuildConfig, teacher: Teacher, profile: ChipProfile) -> 
     """
     with contextlib.suppress(QuantizationError):
         check_mapped(map_network(plan_student(teacher, config), profile))
-
-
-def _distil(config: BuildConfig, teacher: Teacher, directory: RunDirectory, watch: Observer, resume: bool) -> None:
-    """Write the student, the history of its losses and the synthetic images; skip what a resumed build has."""
-    import torch
-
-    from stars_deploy.distill import Distiller
-    from stars_deploy.student import NeuronModel, build_student, describe_student, save_student
-
-    if resume and directory.file(STUDENT).is_file():
-        watch.noted(f"{STUDENT} is there already: distillation is skipped")
-        return
-    torch.manual_seed(config.seed)
-    asked = config.student
-    neuron = NeuronModel(decay=asked.decay, surrogate_width=asked.surrogate_width)
-    student, scales = build_student(teacher, asked.spec, config.timesteps, neuron, asked.balance)
-    distiller = Distiller(teacher=teacher, student=student, scales=scales, config=config)
-    checkpoint = directory.file(CHECKPOINT)
-    if resume and checkpoint.is_file():
-        distiller.restore(checkpoint)
-        watch.noted(f"resumed at step {distiller.step} of {config.distill.steps}")
-    distiller.run(watch.advanced, checkpoint)
-    directory.save_images(_synthetic_images(distiller, config))
-    with written_whole(directory.file(HISTORY)) as draft:
-        draft.write_text("".join(json.dumps(entry) + "\n" for entry in distiller.history), encoding="utf-8")
-    # Last: a folder with a student has all that distillation leaves.
-    save_student(student, describe_student(student, asked.spec, teacher.labels, neuron), directory.file(STUDENT))
-
-
-def _synthetic_images(distiller: Any, config: BuildConfig) -> SyntheticImages:
-    """Take calibration images from the pool, and make held-out ones that nothing was trained on."""
-    import torch
-
-    pool = distiller.pool.images[: len(distiller.pool)]
-    # Spread over the pool: its first images are the generator's first attempts.
-    kept = torch.linspace(0, len(pool) - 1, min(config.calibration_images, len(pool))).long()
-    batches: list[torch.Tensor] = []
-    while sum(len(batch) for batch in batches) < config.held_out_images:
-        batches.append(distiller.backbone.synthesize(distiller.student).images)
-    held_out = (torch.cat(batches)[: config.held_out_images] * 255).round().to(torch.uint8)
-    answers = distiller.teacher.predict(held_out.float() / 255).numpy()
-    return SyntheticImages(calibration=pool[kept].numpy(), held_out=held_out.numpy(), teacher_classes=answers)
 
 
 def _quantise(config: BuildConfig, directory: RunDirectory) -> Calibration:

@@ -1,1 +1,1 @@
-"""Synthesis of training images from the teacher alone: objectives, generator, image pool."""
+"""Synthesis of training images from the teacher alone: objectives, backbones, image pool."""

@@ -1,4 +1,4 @@
-"""A small convolutional image generator, and the pool of the images it made."""
+"""A small convolutional image generator."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stars_deploy.errors import ConfigError
-
 
 class Generator(nn.Module):
     """From a latent and a class to an image in [0, 1]: linear, two up-sampling convolutions, sigmoid.
 
     The structure of the DFKD generators (DAFL, FastDFKD), narrower: the published 64-wide one costs more than a
-    small teacher.
+    small teacher. With `classes` 0 it is told no class.
     """
 
     def __init__(self, shape: tuple[int, ...], classes: int, latent: int, width: int) -> None:
@@ -37,8 +35,9 @@ class Generator(nn.Module):
 
     def forward(self, latent: Tensor, labels: Tensor) -> Tensor:
         """Return images (B, C, H, W) in [0, 1] for latents (B, L) and classes (B,)."""
-        condition = functional.one_hot(labels, self.classes).to(latent.dtype)
-        values = self.expand(torch.cat([latent, condition], 1)).unflatten(1, self.start)
+        if self.classes:
+            latent = torch.cat([latent, functional.one_hot(labels, self.classes).to(latent.dtype)], 1)
+        values = self.expand(latent).unflatten(1, self.start)
         values = self.middle(functional.interpolate(self.first(values), scale_factor=2.0))
         values = self.last(functional.interpolate(values, scale_factor=2.0))
         _, height, width = self.shape
@@ -46,47 +45,11 @@ class Generator(nn.Module):
         return torch.sigmoid(2 * values[:, :, :height, :width])
 
 
-class ImagePool:
-    """The newest images, first in first out, as uint8: its memory is bounded by ``capacity``."""
-
-    def __init__(self, shape: tuple[int, ...], capacity: int) -> None:
-        self.images = torch.zeros((capacity, *shape), dtype=torch.uint8)
-        self.added = 0
-
-    def __len__(self) -> int:
-        """Return how many images there are."""
-        return min(self.added, len(self.images))
-
-    def add(self, images: Tensor) -> None:
-        """Store images (B, C, H, W) in [0, 1], rounded to 8 bits, in place of the oldest."""
-        # More than fit: writing one slot twice has no defined order in torch.
-        images = images[-len(self.images) :]
-        slots = (self.added + torch.arange(len(images))) % len(self.images)
-        self.images[slots] = (images.detach() * 255).round().to(torch.uint8)
-        self.added += len(images)
-
-    def restore(self, images: Tensor, added: int) -> None:
-        """Take up `images`, what was stored when `added` images had been added.
-
-        Raises
-        ------
-        ConfigError
-            If they are not what such a pool holds.
-        """
-        wanted = (min(added, len(self.images)), *self.images.shape[1:])
-        if images.dtype != torch.uint8 or tuple(images.shape) != wanted:
-            raise ConfigError("image pool", f"{images.dtype} {tuple(images.shape)}", f"uint8 {wanted}")
-        self.images[: len(images)] = images
-        self.added = added
-
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Return `count` images in [0, 1], drawn with replacement.
-
-        Raises
-        ------
-        ConfigError
-            If the pool is empty.
-        """
-        if not len(self):
-            raise ConfigError("image pool", "empty", "at least one synthesised batch")
-        return self.images[torch.randint(len(self), (count,), generator=generator)].float() / 255
+def seeded_generator(
+    shape: tuple[int, ...], classes: int, latent: int, width: int, draws: torch.Generator, device: torch.device
+) -> Generator:
+    """Return a generator whose initial weights come from `draws`."""
+    seed = int(torch.randint(2**31, (), generator=draws))
+    with torch.random.fork_rng(devices=[]):  # initial weights can only be drawn from the global generator
+        torch.manual_seed(seed)
+        return Generator(shape, classes, latent, width).to(device)

@@ -1,0 +1,91 @@
+"""The first stage of a build: from a teacher to a student's file, the images it was made with, and its history."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from stars_deploy.artifacts import written_whole
+from stars_deploy.config import BuildConfig, load_method, resolve_objectives
+from stars_deploy.pipeline.directory import CHECKPOINT, HISTORY, STUDENT, RunDirectory, SyntheticImages
+from stars_deploy.progress import Observer
+
+# torch is imported where a stage needs it: opening the command line shall not wait for it.
+if TYPE_CHECKING:
+    from stars_deploy.distill import Distiller
+    from stars_deploy.student import NeuronModel
+    from stars_deploy.teacher import Teacher
+
+
+def distil(config: BuildConfig, teacher: Teacher, directory: RunDirectory, watch: Observer, resume: bool) -> None:
+    """Write the student, the history of its losses and the synthetic images; skip what a resumed build has."""
+    from stars_deploy.student import describe_student, save_student
+
+    if resume and directory.file(STUDENT).is_file():
+        watch.noted(f"{STUDENT} is there already: distillation is skipped")
+        return
+    distiller = make_distiller(config, teacher)
+    checkpoint = directory.file(CHECKPOINT)
+    if resume and checkpoint.is_file():
+        distiller.restore(checkpoint)
+        watch.noted(f"resumed at step {distiller.step} of {config.distill.steps}")
+    distiller.run(watch.advanced, checkpoint)
+    directory.save_images(_synthetic_images(distiller))
+    with written_whole(directory.file(HISTORY)) as draft:
+        draft.write_text("".join(json.dumps(entry) + "\n" for entry in distiller.history), encoding="utf-8")
+    # Last: a folder with a student has all that distillation leaves.
+    plan = describe_student(distiller.student, config.student.spec, teacher.labels, neuron_of(config))
+    save_student(distiller.student, plan, directory.file(STUDENT))
+
+
+def make_distiller(config: BuildConfig, teacher: Teacher) -> Distiller:
+    """Return the distiller of a configuration, before its first step.
+
+    Raises
+    ------
+    ConfigError
+        If the configuration asks for something unknown.
+    TeacherError
+        If the student cannot inherit this teacher.
+    """
+    import torch
+
+    from stars_deploy.distill import Distiller
+    from stars_deploy.student import build_student
+
+    torch.manual_seed(config.seed)
+    student, scales = build_student(
+        teacher, config.student.spec, config.timesteps, neuron_of(config), config.student.balance
+    )
+    return Distiller(teacher=teacher, student=student.to(teacher.device), scales=scales, config=config)
+
+
+def neuron_of(config: BuildConfig) -> NeuronModel:
+    """Return the neuron that a configuration describes."""
+    from stars_deploy.student import NeuronModel
+
+    asked = config.student
+    return NeuronModel(decay=asked.decay, surrogate_width=asked.surrogate_width, surrogate=asked.surrogate)
+
+
+def objectives_in_force(config: BuildConfig) -> dict[str, Any]:
+    """Return what synthesis minimises, each objective with its weight, schedule and options, for the report."""
+    from stars_deploy.synthesis.registry import find_backbone
+
+    base = find_backbone(config.synthesis.backbone).base_weights
+    settings = resolve_objectives(base, load_method(config.method), config.synthesis)
+    return {name: setting.model_dump(mode="json") for name, setting in settings.items()}
+
+
+def _synthetic_images(distiller: Distiller) -> SyntheticImages:
+    """Take calibration images from the pool, and make held-out ones that nothing was trained on."""
+    import torch
+
+    config = distiller.config
+    pool = distiller.pool.images[: len(distiller.pool)]
+    # Spread over the pool: its first images are the generator's first attempts.
+    kept = torch.linspace(0, len(pool) - 1, min(config.calibration_images, len(pool))).long()
+    held_out = distiller.held_out(config.held_out_images)
+    teacher = distiller.teacher
+    answers = teacher.predict((held_out.float() / 255).to(teacher.device)).cpu().numpy()
+    return SyntheticImages(calibration=pool[kept].numpy(), held_out=held_out.numpy(), teacher_classes=answers)
