@@ -94,9 +94,7 @@ def fire(current: Tensor, decay: float, surrogate: str, width: float) -> tuple[T
 
 class _Fire(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, current: Tensor, decay: float, derivative: Derivative, width: float
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, current: Tensor, decay: float, derivative: Derivative, width: float) -> tuple[Tensor, Tensor]:
         potentials, spikes = torch.empty_like(current), torch.empty_like(current)
         rest: Tensor | None = None
         last = len(current) - 1

@@ -21,6 +21,8 @@ from stars_deploy.fused import THRESHOLD, find_surrogate, fire
 from stars_deploy.norms import BATCH_NORMS, BatchNorm
 from stars_deploy.teacher import InputFormat
 
+__all__ = ["DT", "THRESHOLD", "NeuronModel", "SpikingLayer", "Student", "StudentOutput"]
+
 #: Length of a timestep [s]: norse's default. Only its ratio to the membrane time constant matters.
 DT = 1e-3
 

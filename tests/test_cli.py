@@ -17,7 +17,7 @@ from stars_deploy.cli import app
 COMMANDS = ["build", "export", "simulate", "compare", "verify", "teacher", "targets", "doctor"]
 SHORT = {
     "distill": {"steps": 20, "checkpoint_every": 10},
-    "synthesis": {"warmup_steps": 10, "batch": 64},
+    "synthesis": {"batch": 64, "options": {"warmup_steps": 10}},
     "held_out_images": 64,
     "threads": 1,
     "measure_cpu": False,

@@ -2,7 +2,18 @@
 
 import pytest
 
-from stars_deploy.config import METHODS, BuildConfig, DataConfig, TeacherConfig, load_config, save_config
+from stars_deploy.config import (
+    BuildConfig,
+    DataConfig,
+    ObjectiveSetting,
+    SynthesisConfig,
+    TeacherConfig,
+    load_config,
+    load_method,
+    method_names,
+    resolve_objectives,
+    save_config,
+)
 from stars_deploy.errors import ArtifactError, ConfigError
 
 
@@ -29,13 +40,71 @@ def test_overrides_win_over_the_file_and_none_does_not(tmp_path):
     assert (config.timesteps, config.bits, config.student.decay, config.student.spec) == (2, 6, 0.5, "vgg:8")
 
 
+BASE = {"bn": 5.0, "onehot": 1.0}
+
+
+def objectives(method, **over):
+    settings = resolve_objectives(BASE, load_method(method), SynthesisConfig(objectives=over))
+    return {name: setting.model_dump() for name, setting in settings.items()}
+
+
+def test_every_method_that_ships_can_be_had_and_says_where_it_comes_from():
+    assert {"bn", "rca", "tar", "stars"} <= set(method_names())
+    for name in method_names():
+        method = load_method(name)
+        assert method.title
+        assert ("STARS" in method.origin) == (name != "bn")
+        assert objectives(name).keys() >= BASE.keys()
+
+
 def test_methods_differ_by_rca_and_tar_only():
-    bn, stars = METHODS["bn"].model_dump(), METHODS["stars"].model_dump()
-    assert {name for name in bn if bn[name] != stars[name]} == {"rca", "tar"}
-    assert bn["rca"] == bn["tar"] == 0
-    assert load_config(None, {"method": "bn"}).objectives() == METHODS["bn"]
-    own = load_config(None, {"synthesis": {"objectives": {"tar": 3.0}}})
-    assert own.objectives().tar == 3.0
+    bn, stars = objectives("bn"), objectives("stars")
+    assert bn.keys() == BASE.keys()
+    assert stars.keys() - bn.keys() == {"rca", "tar"}
+    assert {name: stars[name] for name in bn} == bn
+    assert {**objectives("rca"), **objectives("tar")} == stars
+
+
+def test_settings_win_over_the_method_key_by_key():
+    found = objectives("stars", tar={"thresholds": "gaussian", "begin": 0.5}, bn=0, own=2.0)
+    assert found["tar"] == {"weight": 0.5, "begin": 0.5, "ramp": 0.0, "until": 1.0, "thresholds": "gaussian"}
+    assert "bn" not in found
+    assert found["own"]["weight"] == 2.0
+    assert objectives("stars", tar=3.0)["tar"]["thresholds"] == "boundary"
+
+
+def test_weights_follow_their_schedule():
+    setting = ObjectiveSetting(weight=4.0, begin=0.2, ramp=0.4, until=0.9)
+    assert [setting.at(progress) for progress in (0, 0.2, 0.4, 0.6, 0.9, 0.91)] == pytest.approx([0, 0, 2, 4, 4, 0])
+    assert ObjectiveSetting(weight=4.0).at(0) == ObjectiveSetting(weight=4.0).at(1) == 4
+
+
+def test_method_can_be_a_file(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("title: mine\norigin: me\nobjectives: {tar: {weight: 2, thresholds: student}}\n")
+    assert objectives(str(file))["tar"]["thresholds"] == "student"
+    file.write_text("title: mine\nweights: {}\n")
+    with pytest.raises(ConfigError, match=r"own\.yaml.*origin"):
+        load_method(str(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("magic", "bn, rca, stars, tar, or a YAML file"), ("none.yaml", "none.yaml"), ("../x", "x")]
+)
+def test_unknown_methods_are_refused(name, words):
+    with pytest.raises((ConfigError, ArtifactError), match=words):
+        load_method(name)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), (" 1.5h ", 5400), (30, 30)])
+def test_durations_are_understood(text, seconds):
+    assert load_config(None, {"distill": {"budget": text}}).distill.budget == seconds
+
+
+@pytest.mark.parametrize("text", ["soon", "10 minutes", "-3m", "0", "1d", ""])
+def test_other_durations_are_refused(text):
+    with pytest.raises(ConfigError, match=r"distill\.budget"):
+        load_config(None, {"distill": {"budget": text}})
 
 
 @pytest.mark.parametrize(
@@ -48,6 +117,7 @@ def test_methods_differ_by_rca_and_tar_only():
         ("targetz: [lava]", "targetz"),
         ("distill: {learning_rate: .nan}", "distill.learning_rate"),
         ("student: {decay: 1.0}", "student.decay"),
+        ("distill: {mixing: [blur]}", "distill.mixing"),
         ("- a list", "mapping"),
         ("a: [unclosed", "not YAML"),
         ("teacher: !!python/object/apply:os.system ['true']", "not YAML"),

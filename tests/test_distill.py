@@ -1,26 +1,35 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional
 
+import stars_deploy
 from stars_deploy.config import DistillConfig, load_config
 from stars_deploy.data import load_dataset
 from stars_deploy.distill import Distiller
-from stars_deploy.distill.distiller import follow, observe
+from stars_deploy.distill.losses import TeacherAnswer, follow, observe
 from stars_deploy.errors import ArtifactError, ConfigError
 from stars_deploy.student import NeuronModel, StudentOutput, build_student
+from stars_deploy.synthesis.objectives.relations import align_relations
 from stars_deploy.teacher import load_teacher
 from stars_deploy.weights import read_tensors, write_tensors
 
 TINY = {
     "distill": {"steps": 9, "batch": 16, "steps_per_round": 4, "checkpoint_every": 3},
-    "synthesis": {"batch": 20, "inner_steps": 1, "warmup_steps": 2, "width": 4, "latent": 8, "pool": 64, "flip": True},
+    "synthesis": {
+        "batch": 20,
+        "pool": 64,
+        "flip": True,
+        "options": {"inner_steps": 1, "warmup_steps": 2, "width": 4, "latent": 8},
+    },
     "timesteps": 2,
 }
 
@@ -71,7 +80,7 @@ def test_distilling_raises_agreement_with_the_teacher_on_real_digits(teacher):
     run = distiller(
         teacher,
         distill={"steps": 40, "batch": 64, "steps_per_round": 5},
-        synthesis={"batch": 64, "inner_steps": 5, "warmup_steps": 30, "width": 16, "latent": 32, "flip": False},
+        synthesis={"batch": 64, "flip": False, "options": {"warmup_steps": 30, "latent": 32}},
         timesteps=4,
     )
     before = agreement(run.student)
@@ -86,18 +95,21 @@ def test_history_is_json_and_complete(teacher):
     seen = []
     run = distiller(teacher)
     run.run(lambda done, of, text: seen.append((done, of, text)))
-    assert seen == [(9, 9, seen[0][2])]
-    assert seen[0][2].startswith("kl ")
+    assert [(done, of) for done, of, _ in seen] == [(4, 9), (8, 9), (9, 9)]
+    assert all(text.startswith("kl ") for _, _, text in seen)
     history = json.loads(json.dumps(run.history, allow_nan=False))
     assert [entry["step"] for entry in history] == [4, 8, 9]
     names = {
         "step",
+        "images",
         "kl",
         "kl_per_timestep",
         "rates",
         *(f"synthesis/{k}" for k in ("bn", "onehot", "adversarial", "diversity", "rca", "tar")),
     }
-    assert all(entry.keys() == names for entry in history)
+    gradients = {f"gradient/{name}" for name in ("bn", "onehot", "adversarial", "diversity", "rca", "tar")}
+    assert [entry.keys() for entry in history] == [names | gradients, names, names]
+    assert [entry["images"] for entry in history] == [20, 40, 60]
 
 
 @pytest.mark.parametrize("spec", ["inherit", "vgg:4-6"])
@@ -107,30 +119,100 @@ def test_seed_decides(teacher, spec):
     assert not equal(one, other)
 
 
-@pytest.mark.parametrize("spec", ["inherit", "vgg:4-6"])
-def test_resumed_run_has_the_bits_of_an_uninterrupted_one(teacher, tmp_path, spec):
-    whole = distiller(teacher, spec)
-    expected = bits(whole.run(silent))
-    stopped = distiller(teacher, spec)
-    original = stopped._advance
+def interrupted(run, step, file):
+    """Run until `step` steps are done, as if the process died then."""
+    original = run.advance
 
     def advance():
-        if stopped.step == 7:  # in the middle of a round, after the checkpoint at step 6
+        if run.step == step:
             raise KeyboardInterrupt
         original()
 
-    stopped._advance = advance
+    run.advance = advance
     with pytest.raises(KeyboardInterrupt):
-        stopped.run(silent, tmp_path / "c.safetensors")
-    again = distiller(teacher, spec)
+        run.run(silent, file)
+
+
+BACKBONE_OPTIONS = {
+    "fast": {},
+    "dfq": {"options": {"warmup_steps": 1, "width": 4, "latent": 8, "fresh": 2}},
+    "cmi": {"options": {"iterations": 2, "width": 4, "latent": 8, "negatives": 8, "head": 4}},
+    "deepinversion": {"options": {"iterations": 2}},
+    "noise": {"options": {}},
+}
+
+
+@pytest.mark.parametrize("spec", ["inherit", "vgg:4-6"])
+@pytest.mark.parametrize("backbone", BACKBONE_OPTIONS)
+def test_resumed_run_has_the_bits_of_an_uninterrupted_one(teacher, tmp_path, spec, backbone):
+    synthesis = {**BACKBONE_OPTIONS[backbone], "backbone": backbone}
+    if backbone == "fast":  # with what objectives remember
+        synthesis["objectives"] = {"bn": {"momentum": 0.9}}
+    options = {"synthesis": synthesis, "distill": {"mixing": ["affine", "mixup"], "relations": 0.1}}
+    whole = distiller(teacher, spec, **options)
+    expected = bits(whole.run(silent))
+    file = tmp_path / "c.safetensors"
+    interrupted(distiller(teacher, spec, **options), 7, file)  # in the middle of a round, after the checkpoint at 6
+    again = distiller(teacher, spec, **options)
     torch.manual_seed(12345)  # whatever else the process drew
-    again.restore(tmp_path / "c.safetensors")
+    again.restore(file)
     assert again.step == 6
     assert equal(expected, bits(again.run(silent)))
     assert again.history == whole.history
     # What is drawn after the end is the same as well.
-    assert torch.equal(*(run.backbone.synthesize(run.student).images for run in (again, whole)))
+    assert torch.equal(again.held_out(20), whole.held_out(20))
     assert torch.equal(again.pool.images, whole.pool.images)
+
+
+def test_run_may_die_at_any_step(teacher, tmp_path):
+    options = {"distill": {"checkpoint_every": 1}}
+    expected = bits(distiller(teacher, **options).run(silent))
+    for step in range(1, 9):
+        file = tmp_path / f"{step}.safetensors"
+        interrupted(distiller(teacher, **options), step, file)
+        again = distiller(teacher, **options)
+        again.restore(file)
+        assert again.step == step
+        assert equal(expected, bits(again.run(silent))), step
+
+
+def test_killed_process_is_continued_to_the_same_bits(teacher, tmp_path):
+    """A process that is killed without warning while it distils, and another one that goes on."""
+    text = """
+        import json, os, signal, sys
+        from pathlib import Path
+        import torch
+        torch.set_num_threads(1)
+        from stars_deploy.config import load_config
+        from stars_deploy.pipeline.distilling import make_distiller
+        from stars_deploy.teacher import load_teacher
+        file = Path(sys.argv[1])
+        run = make_distiller(load_config(None, json.loads(sys.argv[2])), load_teacher())
+        if file.exists():
+            run.restore(file)
+        original = run.advance
+        def advance():
+            original()
+            if run.step == 5 and sys.argv[3] == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+        run.advance = advance
+        run.run(lambda *_: None, file)
+        run.save(file.with_suffix(".end"))
+        print(json.dumps(run.step))
+    """
+    file = tmp_path / "c.safetensors"
+    killed = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(text), str(file), json.dumps(TINY), "kill"],
+        capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL
+    assert read_tensors(file)[1]["distiller"]["step"] == 3
+    assert in_fresh_python(text, file, json.dumps(TINY), "go on") == 9
+    whole = distiller(teacher)
+    whole.run(silent)
+    found, description = read_tensors(file.with_suffix(".end"))
+    assert description["distiller"]["history"] == whole.history
+    assert all(torch.equal(found[f"student/{name}"], value) for name, value in bits(whole.student).items())
 
 
 def test_checkpointing_changes_nothing(teacher, tmp_path):
@@ -181,7 +263,7 @@ def test_damaged_checkpoints_are_refused(teacher, tmp_path):
     file.write_bytes(whole[:-100])
     with pytest.raises(ArtifactError, match=r"not a readable checkpoint"):
         distiller(teacher).restore(file)
-    for name in ("pool", "draws/student", "generator/expand.weight", "adam/0/exp_avg"):
+    for name in ("pool", "draws/student", "backbone/generator.expand.weight", "adam/0/exp_avg"):
         for changed in (None, torch.zeros(3)):
             damaged = {key: value for key, value in tensors.items() if key != name}
             if changed is not None:
@@ -231,15 +313,15 @@ def test_inherited_statistics_stay_and_others_are_estimated(teacher):
 
 def test_observed_activations_are_the_teachers(teacher):
     images = torch.rand(5, 1, 8, 8)
-    logits, activations = observe(teacher, images)
-    assert torch.equal(logits, teacher.logits(images))
+    answer = observe(teacher, images)
+    assert torch.equal(answer.logits, teacher.logits(images))
     values, expected = teacher.normalized(images), []
     for layer in teacher.module:
         values = layer(values)
         if isinstance(layer, torch.nn.ReLU):
             expected.append(values)
-    assert len(activations) == 3
-    assert all(torch.allclose(one, other) for one, other in zip(activations, expected, strict=True))
+    assert len(answer.activations) == 3
+    assert all(torch.allclose(one, other) for one, other in zip(answer.activations, expected, strict=True))
 
 
 def test_following_is_its_formula():
@@ -247,25 +329,27 @@ def test_following_is_its_formula():
     logits, each = torch.randn(5, 3) * 4, torch.randn(2, 5, 3)
     spikes = ((torch.rand(2, 5, 4) > 0.5).float(), (torch.rand(2, 5, 6) > 0.5).float())
     wanted = [torch.rand(5, 4), torch.rand(5, 6)]
-    plan = DistillConfig(temperature=3.0, per_timestep=0.4, rate_matching=0.7)
-    loss, terms = follow(StudentOutput(logits=each, spikes=spikes), logits, wanted, [1.5, 2.5], plan)
+    plan = DistillConfig(temperature=3.0, kl=0.9, per_timestep=0.4, rate_matching=0.7, relations=0.3)
+    output, answer = StudentOutput(logits=each, spikes=spikes), TeacherAnswer(logits=logits, activations=wanted)
+    loss, terms = follow(output, answer, [1.5, 2.5], plan)
 
     def divergence(student):
         one, two = (logits / 3).softmax(1), (student / 3).softmax(1)
         return float((9 * (one * (one / two).log()).sum(1)).mean())
 
     expected = {
-        "kl": divergence(each.mean(0)),
+        "kl": 0.9 * divergence(each.mean(0)),
         "kl_per_timestep": 0.4 * (divergence(each[0]) + divergence(each[1])) / 2,
         "rates": 0.7 * sum(
             float(functional.mse_loss(scale * layer.mean(0), target) / target.square().mean())
             for scale, layer, target in zip((1.5, 2.5), spikes, wanted, strict=True)
         ) / 2,
+        "relations": 0.3 * float(align_relations(wanted[1], spikes[1].mean(0))),
     }  # fmt: skip
     assert terms == pytest.approx(expected, rel=1e-5)
     assert float(loss) == pytest.approx(sum(expected.values()), rel=1e-5)
-    off = plan.model_copy(update={"per_timestep": 0.0, "rate_matching": 0.0})
-    assert follow(StudentOutput(logits=each, spikes=spikes), logits, wanted, [1.5, 2.5], off)[1].keys() == {"kl"}
+    off = plan.model_copy(update={"per_timestep": 0.0, "rate_matching": 0.0, "relations": 0.0})
+    assert follow(output, answer, [1.5, 2.5], off)[1].keys() == {"kl"}
 
 
 def in_fresh_python(text, *arguments):
@@ -282,7 +366,7 @@ def test_distiller_cannot_reach_data_sets():
     loaded = in_fresh_python(
         """
         import json, sys
-        import stars_deploy.distill, stars_deploy.synthesis.backbone
+        import stars_deploy.distill
         print(json.dumps(sorted(sys.modules)))
         """
     )
@@ -328,7 +412,10 @@ def test_no_data_file_is_opened_while_distilling(tmp_path):
     assert any(path.endswith("data.bin") for path in afterwards)  # the hook sees what is read
     assert any(str(tmp_path) in path for path in distilling)  # the checkpoint's own writing
     code = (".py", ".pyc", ".so")
+    methods = str(Path(stars_deploy.__file__).parent / "presets" / "methods")
     strange = [
-        path for path in distilling if str(tmp_path) not in path and not path.endswith(code) and ".pyc." not in path
+        path
+        for path in distilling
+        if not path.startswith((str(tmp_path), methods)) and not path.endswith(code) and ".pyc." not in path
     ]
     assert strange == [], strange

@@ -46,7 +46,7 @@ def settings(**changes):
     base = {
         "data": {"name": "digits"},
         "distill": {"steps": 30, "checkpoint_every": 10},
-        "synthesis": {"warmup_steps": 20, "batch": 64},
+        "synthesis": {"batch": 64, "options": {"warmup_steps": 20}},
         "held_out_images": 64,
         "targets": ["netx", "onnx", "nir"],
         "threads": 1,

@@ -1,4 +1,4 @@
-"""Named methods for ``--method``: sets of objectives that any backbone takes, one YAML file each in ``presets/methods``."""
+"""Named methods for ``--method``: sets of objectives that any backbone takes, each a YAML file."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stars_deploy.config.durations import Seconds
+
 Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -137,8 +138,8 @@ class BuildConfig(Section):
     ``input_bits`` is the most that calibration may choose; ``calibration_images`` synthetic images are what it looks
     at, ``held_out_images`` fresh ones are for the fidelity; ``verify_samples`` distinct images are run by each target;
     ``measure_cpu`` times the teacher on this machine's processor, about three seconds; ``sweep`` lists the timesteps
-    that the report compares, beside those built. ``method`` is the name of a preset (:mod:`stars_deploy.config.methods`)
-    or a YAML file of one; ``device`` is torch's name of where to distil.
+    that the report compares, beside those built. ``method`` is the name of a preset
+    (:mod:`stars_deploy.config.methods`) or a YAML file of one; ``device`` is torch's name of where to distil.
     """
 
     teacher: TeacherConfig = TeacherConfig()

@@ -74,9 +74,7 @@ class Distiller:
         self.synthesis_draws = torch.Generator().manual_seed(seed)
         # Apart from the backbone's, so that what the student sees is drawn alike whatever the synthesis.
         self.draws = torch.Generator().manual_seed(seed)
-        self.source = self.backbone or build_backbone(
-            self.teacher, synthesis, self.config.method, self.synthesis_draws
-        )
+        self.source = self.backbone or build_backbone(self.teacher, synthesis, self.config.method, self.synthesis_draws)
         self.shift = view_shift(self.teacher, synthesis)
         self.pool = ImagePool(self.teacher.input.shape, synthesis.pool)
         self.optimizer = torch.optim.Adam(self.student.parameters(), lr=self.config.distill.learning_rate)
@@ -227,7 +225,7 @@ class Distiller:
             raise unreadable(path, error) from error
 
     def _parts(self) -> Parts:
-        optimizers = {"adam": self.optimizer}
+        optimizers: dict[str, torch.optim.Optimizer] = {"adam": self.optimizer}
         optimizers.update({f"adam-{name}": one for name, one in self.source.optimizers().items()})
         return Parts(
             modules={"student": self.student, "backbone": self.source},

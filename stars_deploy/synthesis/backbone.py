@@ -49,8 +49,8 @@ class Backbone(nn.Module):
     base_weights : mapping
         The objectives that it is published with, and their weights; a method adds to them.
 
-    Its state, as far as it lasts from batch to batch, is in parameters, buffers and :meth:`optimizers`, and so goes into
-    checkpoints.
+    Its state, as far as it lasts from batch to batch, is in parameters, buffers and :meth:`optimizers`, and so goes
+    into checkpoints.
     """
 
     name: ClassVar[str]
@@ -93,7 +93,9 @@ class Backbone(nn.Module):
         """Return standard normal values of that shape."""
         return torch.randn(*shape, generator=self.draws).to(self.device)
 
-    def score(self, images: Tensor, labels: Tensor, student: Student, progress: float) -> tuple[Tensor, dict[str, float]]:
+    def score(
+        self, images: Tensor, labels: Tensor, student: Student, progress: float
+    ) -> tuple[Tensor, dict[str, float]]:
         """Return the weighted objective of a batch, and its terms (see :class:`Scorer`)."""
         total, terms = self.scorer(images, labels, student, progress, self.draws)
         return total, terms

@@ -107,13 +107,19 @@ def _find(name: str, known: dict[str, type[Part]], kind: type[Part], where: str,
         return known[name]
     offers = [one for one in metadata.entry_points(group=group) if one.name == name]
     if not offers:
-        raise ConfigError(where, name, ", ".join(_names(known, group)), f"or install a package that offers it ({group})")
+        raise ConfigError(
+            where, name, ", ".join(_names(known, group)), f"or install a package that offers it ({group})"
+        )
     try:
         found: Any = offers[0].load()
     except Exception as error:  # whatever another package's import may raise
-        raise ConfigError(where, f"{name}, offered by {offers[0].value}, fails ({error})", "a package that loads") from error
+        raise ConfigError(
+            where, f"{name}, offered by {offers[0].value}, fails ({error})", "a package that loads"
+        ) from error
     if not (isinstance(found, type) and issubclass(found, kind)):
-        raise ConfigError(where, f"{name} is {offers[0].value}, a {type(found).__name__}", f"a class of {kind.__name__}")
+        raise ConfigError(
+            where, f"{name} is {offers[0].value}, a {type(found).__name__}", f"a class of {kind.__name__}"
+        )
     return found
 
 

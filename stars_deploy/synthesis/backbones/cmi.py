@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Annotated
 
 import torch
@@ -43,14 +44,14 @@ class CmiOptions(Section):
 class CmiBackbone(Backbone):
     """After CMI (Fang et al., IJCAI 2021), contrastive model inversion.
 
-    ``InfoNCE``: an image shall be told from the others of its batch and of the pool by the teacher's features of a second
-    view of it: ``-mean log(exp(u.u'/t) / (exp(u.u'/t) + sum_negatives exp(u.v/t)))``, u the normalised projections; the
-    projection learns with the images. Published weights of bn, onehot and adversarial are 1, 1 and 0.5.
+    ``InfoNCE``: an image shall be told from the others of its batch and of the pool by the teacher's features of a
+    second view of it: ``-mean log(exp(u.u'/t) / (exp(u.u'/t) + sum_negatives exp(u.v/t)))``, u the normalised
+    projections; the projection learns with the images. Published weights of bn, onehot and adversarial: 1, 1 and 0.5.
     """
 
     name = "cmi"
     Options = CmiOptions
-    base_weights = {"bn": 5.0, "onehot": 1.0, "adversarial": 0.5}
+    base_weights = MappingProxyType({"bn": 5.0, "onehot": 1.0, "adversarial": 0.5})
 
     def __init__(
         self, teacher: Teacher, scorer: Scorer, options: CmiOptions, *, batch: int, draws: torch.Generator

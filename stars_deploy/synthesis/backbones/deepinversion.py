@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Annotated
 
 import torch
@@ -32,7 +33,7 @@ class DeepInversionBackbone(Backbone):
 
     name = "deepinversion"
     Options = DeepInversionOptions
-    base_weights = {"bn": 10.0, "onehot": 1.0, "adversarial": 1.0, "tv": 1.0}
+    base_weights = MappingProxyType({"bn": 10.0, "onehot": 1.0, "adversarial": 1.0, "tv": 1.0})
 
     def __init__(
         self, teacher: Teacher, scorer: Scorer, options: DeepInversionOptions, *, batch: int, draws: torch.Generator

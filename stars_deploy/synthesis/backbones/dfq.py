@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Annotated
 
 import torch
@@ -34,13 +35,14 @@ class DfqOptions(Section):
 class DfqBackbone(Backbone):
     """After DFQ (Choi et al., CVPR Workshops 2020): BN matching, confident and balanced answers, adversarial.
 
-    The generator is told no class: what it is to be is what the teacher answers, and ``balance`` keeps the answers apart.
+    The generator is told no class: what it is to be is what the teacher answers, and ``balance`` keeps the answers
+    apart.
     Differences, ours: views during synthesis, the image pool, a diversity term.
     """
 
     name = "dfq"
     Options = DfqOptions
-    base_weights = {"bn": 1.0, "onehot": 1.0, "adversarial": 1.0, "balance": 1.0, "diversity": 1.0}
+    base_weights = MappingProxyType({"bn": 1.0, "onehot": 1.0, "adversarial": 1.0, "balance": 1.0, "diversity": 1.0})
 
     def __init__(
         self, teacher: Teacher, scorer: Scorer, options: DfqOptions, *, batch: int, draws: torch.Generator

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import MappingProxyType
 from typing import Annotated
 
 import torch
@@ -43,7 +44,7 @@ class FastBackbone(Backbone):
 
     name = "fast"
     Options = FastOptions
-    base_weights = {"bn": 5.0, "onehot": 1.0, "adversarial": 0.5, "diversity": 2.0}
+    base_weights = MappingProxyType({"bn": 5.0, "onehot": 1.0, "adversarial": 0.5, "diversity": 2.0})
 
     def __init__(
         self, teacher: Teacher, scorer: Scorer, options: FastOptions, *, batch: int, draws: torch.Generator

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import torch
 from torch.nn import functional
 
@@ -17,7 +19,7 @@ class NoiseBackbone(Backbone):
     """Uniform noise, interpolated from grids of several finenesses; the objectives are not looked at."""
 
     name = "noise"
-    base_weights = {"bn": 1.0}
+    base_weights = MappingProxyType({"bn": 1.0})
 
     def synthesize(self, student: Student, pool: ImagePool, progress: float) -> SynthesizedBatch:
         """Draw a batch of noise; its labels are the teacher's answers."""

@@ -46,8 +46,8 @@ def match_labels(logits: Tensor, labels: Tensor, slack: float) -> Tensor:
 class Balance(Objective):
     """Class balance: ``log K - H(mean_b softmax(teacher(x_b)))``, 0 where all K classes are answered alike.
 
-    The information entropy loss of DAFL (Chen et al., ICCV 2019) and the batch entropy of DFQ (Choi et al., CVPRW 2020),
-    for generators that are not told a class.
+    The information entropy loss of DAFL (Chen et al., ICCV 2019) and the batch entropy of DFQ (Choi et al., CVPRW
+    2020), for generators that are not told a class.
     """
 
     name = "balance"

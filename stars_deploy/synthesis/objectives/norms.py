@@ -28,8 +28,8 @@ class NormOptions(Section):
 class NormMatching(Objective):
     """BN: ``mean_l ||mean(z_l) - mu_l||_2 / ||sigma_l||_2 + ||var(z_l) - var_l||_2 / ||var_l||_2``.
 
-    ``z_l`` (B, C_l, ...) is the input of the teacher's l-th batch norm, with running ``mu_l`` and ``var_l``; the variance
-    is biased. DeepInversion (Yin et al., CVPR 2020) has the sum, and not relative (``form: absolute``).
+    ``z_l`` (B, C_l, ...) is the input of the teacher's l-th batch norm, with running ``mu_l`` and ``var_l``; the
+    variance is biased. DeepInversion (Yin et al., CVPR 2020) has the sum, and not relative (``form: absolute``).
     """
 
     name = "bn"

@@ -66,14 +66,14 @@ def centred(features: Tensor) -> Tensor:
 
 def relations(features: Tensor) -> Tensor:
     """Return the cosines (B, B) between the samples' features, (B, ...), centred over the batch."""
-    rows = functional.normalize(centred(features), dim=1, eps=1e-6)
+    rows: Tensor = functional.normalize(centred(features), dim=1, eps=1e-6)
     return rows @ rows.T
 
 
 def align_relations(teacher: Tensor, student: Tensor, similarity: str = "gram") -> Tensor:
     """Return the distance between relations; formulas: :class:`RelationalConsistency`."""
     if similarity == "cka":
-        return 1 - linear_cka(teacher, student)
+        return torch.rsub(linear_cka(teacher, student), 1)
     first, second = relations(teacher), relations(student)
     count = len(first)
     others = ~torch.eye(count, dtype=torch.bool, device=first.device)
@@ -86,4 +86,5 @@ def align_relations(teacher: Tensor, student: Tensor, similarity: str = "gram") 
 def linear_cka(first: Tensor, second: Tensor) -> Tensor:
     """Return the linear centred kernel alignment of features (B, F) and (B, G), in [0, 1]."""
     grams = [rows @ rows.T for rows in (centred(first), centred(second))]
-    return (grams[0] * grams[1]).sum() / (grams[0].norm() * grams[1].norm()).clamp_min(1e-12)
+    sizes = torch.linalg.norm(grams[0]) * torch.linalg.norm(grams[1])
+    return torch.div((grams[0] * grams[1]).sum(), sizes.clamp_min(1e-12))

@@ -42,7 +42,8 @@ class TailMatching(Objective):
 
     - ``gaussian``: the same kappas for each channel; ``pi`` is the *softened* tail of a Gaussian (the hard one is 12 to
       34 % lower).
-    - ``boundary``: ``kappa = -beta / gamma``, where the teacher's own affine crosses 0 and its ReLU starts; ``pi`` as above.
+    - ``boundary``: ``kappa = -beta / gamma``, where the teacher's own affine crosses 0 and its ReLU starts; ``pi`` as
+      above.
     - ``student``: ``e`` is the share, softened alike, of the student's membrane potentials beyond its threshold, and
       ``pi`` the teacher's exceedance over its ReLU boundary on the same images; channel by channel where the layers
       have as many channels, else over the whole layer. Student layers are paired with the teacher's by depth.
