@@ -15,6 +15,7 @@ import stars_deploy
 from stars_deploy.config import DistillConfig, load_config
 from stars_deploy.data import load_dataset
 from stars_deploy.distill import Distiller
+from stars_deploy.distill.budget import plan_steps
 from stars_deploy.distill.losses import TeacherAnswer, follow, observe
 from stars_deploy.errors import ArtifactError, ConfigError
 from stars_deploy.student import NeuronModel, StudentOutput, build_student
@@ -419,3 +420,25 @@ def test_no_data_file_is_opened_while_distilling(tmp_path):
         if not path.startswith((str(tmp_path), methods)) and not path.endswith(code) and ".pyc." not in path
     ]
     assert strange == [], strange
+
+
+def test_budget_is_planned_from_what_steps_take_and_leaves_no_trace(teacher, monkeypatch):
+    plain, asked = distiller(teacher), distiller(teacher)
+    clock = [0.0]
+    for name, seconds in (("synthesize", 2.0), ("advance", 0.5)):
+        original = getattr(asked, name)
+
+        def timed(original=original, seconds=seconds, name=name):
+            # The warm-up of the first round takes longer.
+            clock[0] += seconds + (10.0 if name == "synthesize" and not asked.history else 0.0)
+            original()
+
+        monkeypatch.setattr(asked, name, timed)
+    monkeypatch.setattr("stars_deploy.distill.budget.time.perf_counter", lambda: clock[0])
+    # A step takes 0.5 s, and a quarter of a round of 2 s; the first round takes 10 s more.
+    assert plan_steps(asked, 200.0) == int((0.95 * 200 - 10) / 1.0)
+    assert plan_steps(asked, 1.0) == 4
+    monkeypatch.undo()
+    assert equal(bits(plain.run(silent)), bits(asked.run(silent)))
+    assert asked.history == plain.history
+    assert torch.equal(asked.held_out(20), plain.held_out(20))

@@ -50,10 +50,25 @@ def build(
     dataset: Data = None,
     root: Root = None,
     limit: Limit = None,
-    method: Annotated[str | None, typer.Option(help="stars or bn: the objectives of synthesis.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="stars, bn, rca, tar or a YAML file: the objectives of synthesis.")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="fast, dfq, cmi, deepinversion, noise or installed: how images are made.")
+    ] = None,
     timesteps: Annotated[int | None, typer.Option(help="Timesteps for one inference (T) (default 4).")] = None,
     bits: Annotated[int | None, typer.Option(help="Weight bits, 2 to 8 (default 8).")] = None,
-    steps: Annotated[int | None, typer.Option(help="Distillation steps.")] = None,
+    decay: Annotated[
+        float | None, typer.Option(help="Potential left after a timestep (default 0.9).")
+    ] = None,
+    surrogate: Annotated[
+        str | None, typer.Option(help="Surrogate gradient: triangle, super, tanh, circ or heavi_erfc.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Distillation steps (default 400).")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Time for the distillation, such as 90s or 10m, in place of --steps.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where to distil: cpu or cuda (default cpu).")] = None,
     onnx_mode: OnnxMode = None,
     onnx_input: OnnxInput = None,
     hardware: Annotated[str | None, typer.Option(help="loihi1, loihi2 or a YAML profile.")] = None,
@@ -76,8 +91,10 @@ def build(
         overrides = {
             "teacher": teacher_settings(teacher, weights, trust_weights, input_shape, mean, std),
             "data": {"name": dataset, "root": root, "limit": limit},
-            "student": {"spec": student}, "distill": {"steps": steps},
-            "method": method, "timesteps": timesteps, "bits": bits, "targets": target, "hardware": hardware,
+            "student": {"spec": student, "decay": decay, "surrogate": surrogate},
+            "distill": {"steps": steps, "budget": budget}, "synthesis": {"backbone": backbone},
+            "method": method, "device": device, "timesteps": timesteps, "bits": bits, "targets": target,
+            "hardware": hardware,
             "onnx": {"mode": onnx_mode, "input": onnx_input},
             "measure_cpu": measure_cpu, "seed": seed, "threads": threads,
         }  # fmt: skip

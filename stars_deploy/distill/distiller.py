@@ -202,9 +202,19 @@ class Distiller:
         ArtifactError
             If the file cannot be written; an older one stays as it was.
         """
-        tensors = {"pool": self.pool.images[: len(self.pool)], **collect(self._parts())}
         header = {"step": self.step, "added": self.pool.added, "history": self.history, "run": self.fingerprint()}
-        save_checkpoint(tensors, header, path)
+        save_checkpoint({"pool": self.pool.images[: len(self.pool)], **self.state()}, header, path)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return what changes with every step but the pool, not copied."""
+        return collect(self._parts())
+
+    def reset(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Start again before the first step, from a state that :meth:`state` returned then."""
+        distribute(state, self._parts())
+        self.pool.restore(self.pool.images[:0], 0)
+        self.step, self.history = 0, []
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint of the same teacher and configuration.

@@ -30,7 +30,7 @@ from stars_deploy.pipeline.directory import (
     RunDirectory,
     as_pixels,
 )
-from stars_deploy.pipeline.distilling import distil, objectives_in_force
+from stars_deploy.pipeline.distilling import distil, make_distiller, objectives_in_force, plan_budget
 from stars_deploy.pipeline.measuring import TeacherMeasurement, measure_teacher
 from stars_deploy.pipeline.models import Model, check_fit, quantize_calibrated
 from stars_deploy.pipeline.reporting import write_report_page
@@ -101,6 +101,8 @@ def build(
         teacher = _teacher(config)
         _check_data(config, teacher)  # a wrong path shall not cost a distillation
         _check_fits(config, teacher, profile)
+        make_distiller(config, teacher)  # whatever it refuses shall be refused before the folder is begun
+        config = plan_budget(config, teacher, directory, watch)
     directory.start(config, resume=resume, overwrite=overwrite)
     with watch.stage("distil"):
         distil(config, teacher, directory, watch, resume)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stars_deploy.artifacts import written_whole
 from stars_deploy.config import BuildConfig, load_method, resolve_objectives
+from stars_deploy.errors import ConfigError
 from stars_deploy.pipeline.directory import CHECKPOINT, HISTORY, STUDENT, RunDirectory, SyntheticImages
 from stars_deploy.progress import Observer
 
@@ -24,7 +27,7 @@ def distil(config: BuildConfig, teacher: Teacher, directory: RunDirectory, watch
     if resume and directory.file(STUDENT).is_file():
         watch.noted(f"{STUDENT} is there already: distillation is skipped")
         return
-    distiller = make_distiller(config, teacher)
+    distiller = make_distiller(config, on_device(teacher, config.device))
     checkpoint = directory.file(CHECKPOINT)
     if resume and checkpoint.is_file():
         distiller.restore(checkpoint)
@@ -34,6 +37,7 @@ def distil(config: BuildConfig, teacher: Teacher, directory: RunDirectory, watch
     with written_whole(directory.file(HISTORY)) as draft:
         draft.write_text("".join(json.dumps(entry) + "\n" for entry in distiller.history), encoding="utf-8")
     # Last: a folder with a student has all that distillation leaves.
+    distiller.student.cpu()
     plan = describe_student(distiller.student, config.student.spec, teacher.labels, neuron_of(config))
     save_student(distiller.student, plan, directory.file(STUDENT))
 
@@ -58,6 +62,47 @@ def make_distiller(config: BuildConfig, teacher: Teacher) -> Distiller:
         teacher, config.student.spec, config.timesteps, neuron_of(config), config.student.balance
     )
     return Distiller(teacher=teacher, student=student.to(teacher.device), scales=scales, config=config)
+
+
+def plan_budget(config: BuildConfig, teacher: Teacher, directory: RunDirectory, watch: Observer) -> BuildConfig:
+    """Return the configuration with as many steps as its time budget allows on this machine.
+
+    A build that was planned before, in the same folder and with the same budget, keeps its plan.
+    """
+    seconds = config.distill.budget
+    if seconds is None:
+        return config
+    if directory.is_build() and directory.config().distill.budget == seconds:
+        steps = directory.config().distill.steps
+    else:
+        from stars_deploy.distill.budget import plan_steps
+
+        steps = plan_steps(make_distiller(config, on_device(teacher, config.device)), seconds)
+        watch.noted(f"{steps} steps are planned for a budget of {seconds:g} s")
+    return config.model_copy(update={"distill": config.distill.model_copy(update={"steps": steps})})
+
+
+def on_device(teacher: Teacher, name: str) -> Teacher:
+    """Return a teacher where it shall run: itself on the CPU, else a copy.
+
+    Raises
+    ------
+    ConfigError
+        If torch knows no such device, or this machine has none.
+    """
+    import torch
+
+    if name == "cpu":
+        return teacher
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except Exception as error:  # torch raises several kinds, some of them AssertionError
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            "--device", f"{name} ({first_line})", "cpu, or a device of this machine, such as cuda"
+        ) from error
+    return replace(teacher, module=copy.deepcopy(teacher.module).to(device))
 
 
 def neuron_of(config: BuildConfig) -> NeuronModel:
