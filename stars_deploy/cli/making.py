@@ -58,9 +58,7 @@ def build(
     ] = None,
     timesteps: Annotated[int | None, typer.Option(help="Timesteps for one inference (T) (default 4).")] = None,
     bits: Annotated[int | None, typer.Option(help="Weight bits, 2 to 8 (default 8).")] = None,
-    decay: Annotated[
-        float | None, typer.Option(help="Potential left after a timestep (default 0.9).")
-    ] = None,
+    decay: Annotated[float | None, typer.Option(help="Potential left after a timestep (default 0.9).")] = None,
     surrogate: Annotated[
         str | None, typer.Option(help="Surrogate gradient: triangle, super, tanh, circ or heavi_erfc.")
     ] = None,
