@@ -17,6 +17,8 @@ from stars_deploy.errors import TeacherError
 
 BatchNorm = Union[nn.BatchNorm1d, nn.BatchNorm2d]
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+#: Share of a layer's channels that may have no variance: dead channels are common, a dead layer passes nothing on.
+MOST_DEAD = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,31 @@ def _statistics(name: str, layer: BatchNorm) -> NormStatistics:
     gamma = torch.ones_like(mean) if layer.weight is None else layer.weight.detach()
     beta = torch.zeros_like(mean) if layer.bias is None else layer.bias.detach()
     return NormStatistics(name=name, mean=mean, var=var, gamma=gamma, beta=beta, eps=layer.eps)
+
+
+def check_trained(statistics: list[NormStatistics]) -> None:
+    """Refuse statistics that no training data ever changed: there is nothing in them to make images from.
+
+    Raises
+    ------
+    TeacherError
+        If all are those of a fresh layer, mean 0 and variance 1, or one has no variance in most of its channels.
+    """
+    fresh = [known.name for known in statistics if not bool(known.mean.any()) and bool((known.var == 1).all())]
+    if fresh:
+        raise TeacherError(
+            fresh[0], "running mean 0 and variance 1 in every channel, as before any training",
+            "what BatchNorm remembers of the training data",
+            "the statistics were frozen from the start, or never saved: run some training data through the network in "
+            "train mode, and save it anew",
+        )  # fmt: skip
+    for known in statistics:
+        dead = float((known.var == 0).float().mean())
+        if dead > MOST_DEAD:
+            raise TeacherError(
+                known.name, f"zero running variance in {dead:.0%} of the channels", f"at most {MOST_DEAD:.0%}",
+                "most of the layer answers nothing, whatever it is shown; train the network again",
+            )  # fmt: skip
 
 
 @contextlib.contextmanager

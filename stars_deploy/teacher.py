@@ -307,7 +307,13 @@ def _tried(spec: str, module: nn.Module, form: InputFormat) -> tuple[int, tuple[
     """Run the module once; return the number of its logits and the batch norms that ran, in order."""
     remedy = "data-free distillation reads what BatchNorm remembers of the training data; take or train such a network"
     if not norm_layers(module):
-        raise TeacherError(spec, "has no batch normalisation", "a network with BatchNorm1d or BatchNorm2d", remedy)
+        others = sorted({type(layer).__name__ for layer in module.modules() if "Norm" in type(layer).__name__})
+        found = f" but {', '.join(others)}" if others else ""
+        if any("Batch" in name for name in others):  # FrozenBatchNorm2d, SyncBatchNorm: the same by another name
+            remedy = "put BatchNorm2d with the same weights and statistics in their place, and save the network so"
+        raise TeacherError(
+            spec, f"has no batch normalisation{found}", "a network with BatchNorm1d or BatchNorm2d", remedy
+        )
     # Before running it: without running statistics a batch norm would answer for the batch.
     norm_statistics(module, tuple(name for name, _ in norm_layers(module)))
     try:

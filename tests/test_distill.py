@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import resource
@@ -17,7 +18,7 @@ from stars_deploy.data import load_dataset
 from stars_deploy.distill import Distiller
 from stars_deploy.distill.budget import plan_steps
 from stars_deploy.distill.losses import TeacherAnswer, follow, observe
-from stars_deploy.errors import ArtifactError, ConfigError
+from stars_deploy.errors import ArtifactError, ConfigError, TeacherError
 from stars_deploy.student import NeuronModel, StudentOutput, build_student
 from stars_deploy.synthesis.objectives.relations import align_relations
 from stars_deploy.teacher import load_teacher
@@ -299,6 +300,50 @@ def test_loss_that_is_not_finite_is_refused(teacher):
     run = distiller(teacher, distill={"learning_rate": 1e30})
     with pytest.raises(ConfigError, match=r"finite.*lower"):
         run.run(silent)
+
+
+def broken_teacher(change):
+    teacher = copy.deepcopy(load_teacher())
+    change([layer for layer in teacher.module if isinstance(layer, torch.nn.BatchNorm2d)])
+    return teacher
+
+
+def fresh(layers):
+    for layer in layers:
+        layer.reset_running_stats()
+
+
+def half_dead(layers):
+    layers[1].running_var[1:] = 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(fresh, r"mean 0 and variance 1.*before any training.*train mode"), (half_dead, r"zero running variance in 97%")],
+)
+def test_statistics_that_say_nothing_are_refused(change, words):
+    with pytest.raises(TeacherError, match=words):
+        distiller(broken_teacher(change))
+
+
+def test_last_good_checkpoint_outlives_a_loss_that_is_not_finite(teacher, tmp_path):
+    file = tmp_path / "c.safetensors"
+    run = distiller(teacher)
+    original = run.advance
+
+    def advance():
+        if run.step == 7:
+            run.student.layers[0].weight.data.fill_(float("nan"))
+        original()
+
+    run.advance = advance
+    with pytest.raises(ConfigError, match=r"distillation: gradient nan at step 7.*checkpoint"):
+        run.run(silent, file)
+    again = distiller(teacher)
+    again.restore(file)
+    assert again.step == 6
+    assert all(bool(torch.isfinite(value).all()) for value in bits(again.student).values())
+    assert equal(bits(again.run(silent)), bits(distiller(teacher).run(silent)))
 
 
 def test_inherited_statistics_stay_and_others_are_estimated(teacher):

@@ -258,6 +258,7 @@ NORMED = "nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Lin
     ("text", "message"),
     [
         (module_text("nn.Flatten(), nn.Linear(16, 3)"), "has no batch normalisation.*take or train such a network"),
+        (module_text(NORMED.replace("BatchNorm2d(2)", "SyncBatchNorm(2)")), "but SyncBatchNorm.*in their place"),
         (module_text(NORMED.replace("Norm2d(2)", "Norm2d(2, track_running_stats=False)")), "without running stat"),
         (module_text(NORMED, "return self.layers[4](torch.relu(self.layers[0](x)).flatten(1))"), "runs none of its"),
         (module_text("nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(16, 3)",

@@ -155,7 +155,7 @@ class Distiller:
         Raises
         ------
         ConfigError
-            If the loss is no longer finite.
+            If the loss or its gradient is no longer finite.
         """
         begun = time.perf_counter()
         plan = self.config.distill
@@ -166,13 +166,12 @@ class Distiller:
         with torch.no_grad():
             answer = observe(self.teacher, images)
         loss, terms = follow(self.student(images), answer, self.scales, plan)
-        if not math.isfinite(float(loss.detach())):
-            raise ConfigError(
-                "distillation", f"loss {float(loss.detach())} at step {self.step}", "a finite loss",
-                "lower distill.learning_rate and build anew; the last checkpoint, with finite weights, is kept",
-            )  # fmt: skip
+        self._check_finite("loss", loss.detach())
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
+        # A neuron whose potential is NaN just does not fire: the loss alone would not tell.
+        gradients = [parameter.grad for parameter in self.student.parameters() if parameter.grad is not None]
+        self._check_finite("gradient", torch.stack([gradient.norm() for gradient in gradients]).norm())
         self.optimizer.step()
         self.step += 1
         self.history[-1].update(step=float(self.step), **terms)
@@ -183,6 +182,13 @@ class Distiller:
         plan, synthesis = self.config.distill, self.config.synthesis
         images = self.pool.sample(plan.batch, self.draws).to(self.teacher.device)
         return mixed(randomly_shifted(images, self.shift, synthesis.flip, self.draws), plan.mixing, self.draws)
+
+    def _check_finite(self, what: str, value: torch.Tensor) -> None:
+        if not math.isfinite(float(value)):
+            raise ConfigError(
+                "distillation", f"{what} {float(value)} at step {self.step}", f"a finite {what}",
+                "lower distill.learning_rate and build anew; the last checkpoint, with finite weights, is kept",
+            )  # fmt: skip
 
     def _freeze(self) -> None:
         self.student.eval().requires_grad_(False)

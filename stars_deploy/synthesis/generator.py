@@ -11,7 +11,8 @@ class Generator(nn.Module):
     """From a latent and a class to an image in [0, 1]: linear, two up-sampling convolutions, sigmoid.
 
     The structure of the DFKD generators (DAFL, FastDFKD), narrower: the published 64-wide one costs more than a
-    small teacher. With `classes` 0 it is told no class.
+    small teacher; and without their zero padding and nearest neighbours, whose traces were in every image. With
+    `classes` 0 it is told no class.
     """
 
     def __init__(self, shape: tuple[int, ...], classes: int, latent: int, width: int) -> None:
@@ -22,14 +23,12 @@ class Generator(nn.Module):
         self.start = (2 * width, -(-height // 4), -(-width_pixels // 4))
         self.expand = nn.Linear(latent + classes, self.start[0] * self.start[1] * self.start[2])
         self.first = nn.Sequential(nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2))
-        self.middle = nn.Sequential(
-            nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2)
-        )
+        self.middle = nn.Sequential(_conv(2 * width, 2 * width), nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2))
         self.last = nn.Sequential(
-            nn.Conv2d(2 * width, width, 3, padding=1),
+            _conv(2 * width, width),
             nn.BatchNorm2d(width),
             nn.LeakyReLU(0.2),
-            nn.Conv2d(width, channels, 3, padding=1),
+            _conv(width, channels),
             nn.BatchNorm2d(channels),
         )
 
@@ -38,11 +37,21 @@ class Generator(nn.Module):
         if self.classes:
             latent = torch.cat([latent, functional.one_hot(labels, self.classes).to(latent.dtype)], 1)
         values = self.expand(latent).unflatten(1, self.start)
-        values = self.middle(functional.interpolate(self.first(values), scale_factor=2.0))
-        values = self.last(functional.interpolate(values, scale_factor=2.0))
+        values = self.middle(_doubled(self.first(values)))
+        values = self.last(_doubled(values))
         _, height, width = self.shape
         # The sigmoid is stretched so that batch-normalised values reach black and white.
         return torch.sigmoid(2 * values[:, :, :height, :width])
+
+
+def _conv(inputs: int, outputs: int) -> nn.Conv2d:
+    # Zeros at the border become lines along the border of every image, which the teacher then answers to.
+    return nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode="replicate")
+
+
+def _doubled(values: Tensor) -> Tensor:
+    # Nearest neighbours leave a chequered pattern that no real image has.
+    return functional.interpolate(values, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
 def seeded_generator(

@@ -13,6 +13,7 @@ import torch
 
 from stars_deploy.config import SynthesisConfig, load_method, load_section, resolve_objectives
 from stars_deploy.errors import ConfigError
+from stars_deploy.norms import check_trained, norm_statistics
 from stars_deploy.synthesis.backbone import Backbone
 from stars_deploy.synthesis.backbones import BACKBONES
 from stars_deploy.synthesis.objective import Objective
@@ -75,6 +76,8 @@ def build_backbone(teacher: Teacher, config: SynthesisConfig, method: str, draws
     ------
     ConfigError
         If a name or an option is unknown, or the teacher's classes cannot be balanced in a batch.
+    TeacherError
+        If the teacher's batch norms remember nothing of any data.
     """
     kind = find_backbone(config.backbone)
     if config.batch < teacher.classes:
@@ -83,6 +86,7 @@ def build_backbone(teacher: Teacher, config: SynthesisConfig, method: str, draws
             f"at least {teacher.classes}: every class in every batch",
             "a batch with a part of the classes cannot have the statistics of all; raise synthesis.batch",
         )  # fmt: skip
+    check_trained(norm_statistics(teacher.module, teacher.norms))
     settings = resolve_objectives(kind.base_weights, load_method(method), config)
     objectives = {}
     for name, setting in settings.items():
