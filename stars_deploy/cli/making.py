@@ -66,6 +66,10 @@ def build(
     budget: Annotated[
         str | None, typer.Option(help="Time for the distillation, such as 90s or 10m, in place of --steps.")
     ] = None,
+    tensorboard: Annotated[
+        bool | None,
+        typer.Option("--tensorboard/--no-tensorboard", help="Log for TensorBoard as well."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="Where to distil: cpu or cuda (default cpu).")] = None,
     onnx_mode: OnnxMode = None,
     onnx_input: OnnxInput = None,
@@ -90,7 +94,8 @@ def build(
             "teacher": teacher_settings(teacher, weights, trust_weights, input_shape, mean, std),
             "data": {"name": dataset, "root": root, "limit": limit},
             "student": {"spec": student, "decay": decay, "surrogate": surrogate},
-            "distill": {"steps": steps, "budget": budget}, "synthesis": {"backbone": backbone},
+            "distill": {"steps": steps, "budget": budget, "tensorboard": tensorboard},
+            "synthesis": {"backbone": backbone},
             "method": method, "device": device, "timesteps": timesteps, "bits": bits, "targets": target,
             "hardware": hardware,
             "onnx": {"mode": onnx_mode, "input": onnx_input},

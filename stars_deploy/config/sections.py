@@ -100,7 +100,8 @@ class DistillConfig(Section):
 
     ``kl``, ``per_timestep``, ``rate_matching`` and ``relations`` weigh the terms of its loss. ``mixing`` is how images
     of the pool are combined before they are shown. ``budget`` [s] plans ``steps`` by what a step takes here.
-    ``revive`` lets dead neurons fire again. ``gradients_every`` rounds the gradient of each objective is measured.
+    ``revive`` brings dead and saturated channels back. Every ``inspect_every`` rounds the gradient of each objective is
+    measured and a sheet of synthetic images is drawn.
     """
 
     steps: Count = 400
@@ -116,7 +117,7 @@ class DistillConfig(Section):
     mixing: tuple[Literal["mixup", "cutmix", "affine"], ...] = ()
     revive: bool = True
     checkpoint_every: Count = 100
-    gradients_every: Count = 50
+    inspect_every: Count = 50
     tensorboard: bool = False
 
 

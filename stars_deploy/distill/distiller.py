@@ -20,11 +20,12 @@ from stars_deploy.distill.checkpoint import (
     save_checkpoint,
     unreadable,
 )
+from stars_deploy.distill.health import HealthWatch
 from stars_deploy.distill.losses import follow, observe
 from stars_deploy.distill.mixing import mixed
 from stars_deploy.distill.observing import DistillObserver
 from stars_deploy.errors import ConfigError
-from stars_deploy.student import Student
+from stars_deploy.student import Student, StudentOutput
 from stars_deploy.synthesis.backbone import Backbone
 from stars_deploy.synthesis.pool import ImagePool
 from stars_deploy.synthesis.registry import build_backbone, view_shift
@@ -78,6 +79,7 @@ class Distiller:
         self.shift = view_shift(self.teacher, synthesis)
         self.pool = ImagePool(self.teacher.input.shape, synthesis.pool)
         self.optimizer = torch.optim.Adam(self.student.parameters(), lr=self.config.distill.learning_rate)
+        self.health = HealthWatch(self.student).to(self.teacher.device)
 
     @property
     def progress(self) -> float:
@@ -135,7 +137,7 @@ class Distiller:
         self.pool.add(batch.images)
         entry = {"step": float(self.step), "images": float(self.pool.added)}
         entry.update({f"synthesis/{name}": value for name, value in batch.terms.items()})
-        if batch.terms and len(self.history) % self.config.distill.gradients_every == 0:
+        if batch.terms and len(self.history) % self.config.distill.inspect_every == 0:
             norms = self.source.scorer.gradient_norms(batch.images, batch.labels, self.student, self.progress)
             entry.update({f"gradient/{name}": value for name, value in norms.items()})
         self.history.append(entry)
@@ -165,7 +167,8 @@ class Distiller:
         images = self._shown()
         with torch.no_grad():
             answer = observe(self.teacher, images)
-        loss, terms = follow(self.student(images), answer, self.scales, plan)
+        output = self.student(images)
+        loss, terms = follow(output, answer, self.scales, plan)
         self._check_finite("loss", loss.detach())
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -175,7 +178,18 @@ class Distiller:
         self.optimizer.step()
         self.step += 1
         self.history[-1].update(step=float(self.step), **terms)
+        if self.step % plan.steps_per_round == 0:
+            self._look_after(output)
         self.seconds["student"] += time.perf_counter() - begun
+
+    def _look_after(self, output: StudentOutput) -> None:
+        """Note which channels are dead or saturated, and bring those of a student from scratch back."""
+        layers = self.health.look(output)
+        for number, layer in enumerate(layers, start=1):
+            self.history[-1].update({f"dead/{number}": layer.dead, f"saturated/{number}": layer.saturated})
+        # An inherited channel that is silent may be one that the teacher does not use either.
+        if self.config.distill.revive and not self.scales:
+            self.history[-1]["revived"] = float(self.health.revive(self.student, self.optimizer))
 
     def _shown(self) -> torch.Tensor:
         """Draw images of the pool, and show them moved and mixed."""
@@ -244,7 +258,7 @@ class Distiller:
         optimizers: dict[str, torch.optim.Optimizer] = {"adam": self.optimizer}
         optimizers.update({f"adam-{name}": one for name, one in self.source.optimizers().items()})
         return Parts(
-            modules={"student": self.student, "backbone": self.source},
+            modules={"student": self.student, "backbone": self.source, "health": self.health},
             optimizers=optimizers,
             generators={"student": self.draws, "backbone": self.synthesis_draws},
         )

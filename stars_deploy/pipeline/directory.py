@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ CONFIG = "config.yaml"
 CHECKPOINT = "checkpoint.safetensors"
 STUDENT = "student.safetensors"
 HISTORY = "distill.jsonl"
+PREVIEWS = "previews"
+TENSORBOARD = "tensorboard"
 IMAGES = "synthetic.npz"
 FLOAT_GRAPH = "graph.npz"
 MODEL = "model.npz"
@@ -77,6 +80,8 @@ class RunDirectory:
         if overwrite:
             for name in present:
                 self.file(name).unlink()
+            for name in (PREVIEWS, TENSORBOARD):
+                shutil.rmtree(self.file(name), ignore_errors=True)
         elif self.is_build() and self.config() != config:
             raise ConfigError(
                 f"--out {self.path}", "holds a build with other settings", "an empty folder, or the same settings",

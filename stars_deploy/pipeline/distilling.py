@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from stars_deploy.artifacts import written_whole
 from stars_deploy.config import BuildConfig, load_method, resolve_objectives
 from stars_deploy.errors import ConfigError
-from stars_deploy.pipeline.directory import CHECKPOINT, HISTORY, STUDENT, RunDirectory, SyntheticImages
+from stars_deploy.pipeline.directory import (
+    CHECKPOINT,
+    HISTORY,
+    PREVIEWS,
+    STUDENT,
+    TENSORBOARD,
+    RunDirectory,
+    SyntheticImages,
+)
 from stars_deploy.progress import Observer
 
 # torch is imported where a stage needs it: opening the command line shall not wait for it.
 if TYPE_CHECKING:
     from stars_deploy.distill import Distiller
+    from stars_deploy.distill.observing import DistillObserver
     from stars_deploy.student import NeuronModel
     from stars_deploy.teacher import Teacher
 
 
 def distil(config: BuildConfig, teacher: Teacher, directory: RunDirectory, watch: Observer, resume: bool) -> None:
     """Write the student, the history of its losses and the synthetic images; skip what a resumed build has."""
+    from stars_deploy.distill.health import advise
     from stars_deploy.student import describe_student, save_student
 
     if resume and directory.file(STUDENT).is_file():
@@ -32,14 +40,27 @@ def distil(config: BuildConfig, teacher: Teacher, directory: RunDirectory, watch
     if resume and checkpoint.is_file():
         distiller.restore(checkpoint)
         watch.noted(f"resumed at step {distiller.step} of {config.distill.steps}")
-    distiller.run(watch.advanced, checkpoint)
+    distiller.run(watch.advanced, checkpoint, _observers(distiller, directory))
+    for text in advise(distiller.health.now()):
+        watch.noted(text)
     directory.save_images(_synthetic_images(distiller))
-    with written_whole(directory.file(HISTORY)) as draft:
-        draft.write_text("".join(json.dumps(entry) + "\n" for entry in distiller.history), encoding="utf-8")
     # Last: a folder with a student has all that distillation leaves.
     distiller.student.cpu()
     plan = describe_student(distiller.student, config.student.spec, teacher.labels, neuron_of(config))
     save_student(distiller.student, plan, directory.file(STUDENT))
+
+
+def _observers(distiller: Distiller, directory: RunDirectory) -> list[DistillObserver]:
+    from stars_deploy.distill.metrics import MetricsFile, TensorBoardLog
+    from stars_deploy.distill.preview import PreviewSheets
+
+    observers: list[DistillObserver] = [
+        MetricsFile(directory.file(HISTORY), distiller),
+        PreviewSheets(directory.file(PREVIEWS)),
+    ]
+    if distiller.config.distill.tensorboard:
+        observers.append(TensorBoardLog(directory.file(TENSORBOARD), distiller))
+    return observers
 
 
 def make_distiller(config: BuildConfig, teacher: Teacher) -> Distiller:

@@ -51,7 +51,8 @@ def _conv(inputs: int, outputs: int) -> nn.Conv2d:
 
 def _doubled(values: Tensor) -> Tensor:
     # Nearest neighbours leave a chequered pattern that no real image has.
-    return functional.interpolate(values, scale_factor=2.0, mode="bilinear", align_corners=False)
+    doubled: Tensor = functional.interpolate(values, scale_factor=2.0, mode="bilinear", align_corners=False)
+    return doubled
 
 
 def seeded_generator(
