@@ -126,7 +126,7 @@ def test_backbone_makes_images_and_touches_nothing_else(teacher, student, name):
     batch = backbone.synthesize(student, pool, 0.0)
     assert torch.equal(before, torch.get_rng_state())
     assert batch.images.shape[1:] == (1, 8, 8)
-    assert len(batch.images) == len(batch.labels) == 20 * SMALL[name].get("fresh", 1)
+    assert len(batch.images) == len(batch.wanted.labels) == 20 * SMALL[name].get("fresh", 1)
     assert 0 <= batch.images.min() < batch.images.max() <= 1
     assert not batch.images.requires_grad
     assert all(parameter.grad is None for parameter in (*teacher.module.parameters(), *student.parameters()))
@@ -135,7 +135,22 @@ def test_backbone_makes_images_and_touches_nothing_else(teacher, student, name):
 @pytest.mark.parametrize("name", ["fast", "cmi", "deepinversion"])
 def test_conditional_backbones_balance_the_classes(teacher, student, name):
     batch = make(teacher, name).synthesize(student, pool_of(teacher), 0.0)
-    assert torch.bincount(batch.labels, minlength=10).tolist() == [2] * 10
+    assert torch.bincount(batch.wanted.labels, minlength=10).tolist() == [2] * 10
+
+
+def test_ambiguous_images_are_of_two_classes(teacher):
+    backbone = make(teacher, "fast")
+    backbone.ambiguous = 0.3
+    wanted = backbone.balanced(5000)
+    assert torch.allclose(wanted.targets.sum(1), torch.ones(5000))
+    assert torch.equal(wanted.targets.argmax(1), wanted.labels)
+    second = wanted.targets.sort(1, descending=True).values[:, 1]
+    assert 0.27 < float((second > 0).float().mean()) < 0.33
+    assert float(second.max()) <= 0.5
+    assert 0.2 < float(second[second > 0].mean()) < 0.3
+    assert int((wanted.targets > 0).sum(1).max()) == 2
+    backbone.ambiguous = 0.0
+    assert torch.equal(backbone.balanced(50).targets.max(1).values, torch.ones(50))
 
 
 @pytest.mark.parametrize("name", OPTIMISING)
@@ -152,7 +167,7 @@ def test_any_backbone_takes_any_objective(teacher, student, name, objective):
                                              ("deepinversion", "iterations")])  # fmt: skip
 def test_more_steps_lower_an_objective(teacher, student, name, steps):
     def reached(count):
-        more = {"warmup_steps": count} if name == "fast" else {}
+        more = {"fast": {"warmup_steps": count}, "cmi": {"contrastive": 0}}.get(name, {})
         backbone = make(teacher, name, objectives=only("bn", name), **{steps: count, **more})
         return backbone.synthesize(student, pool_of(teacher), 0.0).terms["bn"]
 

@@ -55,6 +55,10 @@ def found(arrays):
     return [batch_statistics(values) for values in tensors(arrays)]
 
 
+def onehot(classes):
+    return torch.eye(classes, dtype=torch.float64)[LABELS]
+
+
 def tails(inputs, known, kappas, targets):
     """TAR as the class computes it, on statistics that are not of a teacher."""
     objective = TailMatching(load_teacher(), TailMatching.Options())
@@ -63,16 +67,8 @@ def tails(inputs, known, kappas, targets):
 
 
 def observation(**given):
-    nothing = torch.zeros(0)
-    fields = {
-        "images": nothing,
-        "views": nothing,
-        "labels": nothing,
-        "logits": nothing,
-        "inputs": [],
-        "features": nothing,
-    }
-    return Observation(**{**fields, "part": slice(None), **given})
+    fields = dict.fromkeys(("images", "views", "labels", "targets", "logits", "features"), torch.zeros(0))
+    return Observation(**{**fields, "inputs": [], "part": slice(None), **given})
 
 
 def softmax(values):
@@ -102,10 +98,19 @@ def test_norm_matching_is_zero_for_data_of_those_statistics():
 
 def test_label_matching_is_its_formula():
     cross = -np.log(softmax(LOGITS))[np.arange(6), LABELS]
-    value = match_labels(torch.tensor(LOGITS), torch.tensor(LABELS), 0.1)
+    value = match_labels(torch.tensor(LOGITS), onehot(5), 0.1)
     assert float(value) == pytest.approx(np.maximum(cross - 0.1, 0).mean(), rel=1e-6)
     sure = torch.eye(5)[LABELS] * 20
-    assert float(match_labels(sure, torch.tensor(LABELS), 0.1)) == 0  # within the slack
+    assert float(match_labels(sure, onehot(5).float(), 0.1)) == 0  # within the slack
+
+
+def test_ambiguous_images_are_paid_for_being_between_their_classes():
+    targets = torch.tensor([[0.7, 0.3, 0.0]], dtype=torch.float64)
+    between = torch.tensor([[0.7, 0.3, 1e-9]], dtype=torch.float64).log()
+    assert float(match_labels(between, targets, 0.0)) == pytest.approx(0, abs=1e-6)
+    sure = torch.tensor([[0.98, 0.01, 0.01]], dtype=torch.float64)
+    expected = 0.7 * math.log(0.7 / 0.98) + 0.3 * math.log(0.3 / 0.01)
+    assert float(match_labels(sure.log(), targets, 0.2)) == pytest.approx(expected - 0.2, rel=1e-6)
 
 
 def test_disagreement_is_its_formula():
@@ -227,7 +232,7 @@ def losses():
     teacher = torch.tensor(RNG.normal(size=(6, 7)))
     return {
         "bn": (lambda x: match_norms([batch_statistics(x)], KNOWN[:1], relative=True), INPUTS[0]),
-        "onehot": (lambda x: match_labels(x, labels, 0.1), LOGITS),
+        "onehot": (lambda x: match_labels(x, onehot(5), 0.1), LOGITS),
         "adversarial": (lambda x: disagree(x, other), OTHER + 0.1 * LOGITS),
         "rca": (lambda x: align_relations(teacher, x), RNG.normal(size=(6, 7))),
         "tar": (lambda x: tails([x], KNOWN[:1], kappas, targets), INPUTS[0]),

@@ -6,6 +6,7 @@ import torch
 from stars_deploy.config import SynthesisConfig
 from stars_deploy.student import NeuronModel, build_student
 from stars_deploy.synthesis.registry import build_backbone
+from stars_deploy.synthesis.scoring import Wanted
 from stars_deploy.teacher import load_teacher
 
 WEIGHTS = {"bn": 2.0, "onehot": 0.5, "adversarial": 0, "diversity": 0}
@@ -28,7 +29,8 @@ def scorer(teacher, objectives, **given):
 
 def batch():
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(20, 1, 8, 8, generator=generator), torch.arange(20) % 10
+    labels = torch.arange(20) % 10
+    return torch.rand(20, 1, 8, 8, generator=generator), Wanted(labels=labels, targets=torch.eye(10)[labels])
 
 
 def draws():
@@ -73,9 +75,9 @@ def test_schedule_decides_when_an_objective_counts(teacher, student):
 
 def test_nothing_in_force_is_zero_and_differentiable(teacher, student):
     late = {"weight": 1.0, "begin": 0.5}
-    images, labels = batch()
+    images, wanted = batch()
     images.requires_grad_(True)
-    total, terms = scorer(teacher, {"bn": late, "onehot": late})(images, labels, student, 0.0, draws())
+    total, terms = scorer(teacher, {"bn": late, "onehot": late})(images, wanted, student, 0.0, draws())
     total.backward()
     assert terms == {}
     assert float(total) == 0
@@ -84,20 +86,20 @@ def test_nothing_in_force_is_zero_and_differentiable(teacher, student):
 
 def test_gradient_norms_are_those_of_the_weighted_terms(teacher, student):
     made = scorer(teacher, {})
-    images, labels = batch()
-    norms = made.gradient_norms(images, labels, student, 0.0)
+    images, wanted = batch()
+    norms = made.gradient_norms(images, wanted, student, 0.0)
     leaf = images.clone().requires_grad_(True)
-    made.terms(leaf, labels, student, 0.0, torch.Generator().manual_seed(0))["bn"].backward()
+    made.terms(leaf, wanted, student, 0.0, torch.Generator().manual_seed(0))["bn"].backward()
     assert norms["bn"] == pytest.approx(2 * float(leaf.grad.norm()), rel=1e-4)
     assert norms["onehot"] > 0
     assert not images.requires_grad
 
 
 def test_views_move_unless_told_not_to(teacher, student):
-    images, labels = batch()
+    images, wanted = batch()
     still = scorer(teacher, {}, shift=0)
     moving = scorer(teacher, {}, shift=3)
-    one, two = (still(images, labels, student, 0.0, torch.Generator().manual_seed(seed))[1] for seed in (1, 2))
+    one, two = (still(images, wanted, student, 0.0, torch.Generator().manual_seed(seed))[1] for seed in (1, 2))
     assert one == two
-    one, two = (moving(images, labels, student, 0.0, torch.Generator().manual_seed(seed))[1] for seed in (1, 2))
+    one, two = (moving(images, wanted, student, 0.0, torch.Generator().manual_seed(seed))[1] for seed in (1, 2))
     assert one != two

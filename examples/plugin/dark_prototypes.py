@@ -32,8 +32,8 @@ class Prototypes(Backbone):
     name, base_weights = "prototypes", {"bn": 1.0, "onehot": 1.0}
 
     def synthesize(self, student, pool, progress):  # noqa: D102
-        labels, pixels = self.balanced_labels(self.batch), self.normal(self.batch, *self.teacher.input.shape)
+        wanted, pixels = self.balanced(self.batch), self.normal(self.batch, *self.teacher.input.shape)
         for _ in range(10):
-            loss, terms = self.score(torch.sigmoid(pixels.requires_grad_(True)), labels, student, progress)
+            loss, terms = self.score(torch.sigmoid(pixels.requires_grad_(True)), wanted, student, progress)
             pixels = (pixels - 0.3 * torch.autograd.grad(loss, pixels)[0].sign()).detach()
-        return SynthesizedBatch(images=torch.sigmoid(pixels), labels=labels, terms=terms)
+        return SynthesizedBatch(images=torch.sigmoid(pixels), wanted=wanted, terms=terms)

@@ -71,8 +71,8 @@ class SynthesisConfig(Section):
     ``batch`` images are made in a round; the newest ``pool`` images are kept. ``shift`` [pixels] and ``flip`` are the
     views that teacher and student are shown. ``options`` are those of the ``backbone``. ``objectives`` (a weight, or a
     mapping with ``weight``, a schedule and options, see :class:`ObjectiveSetting`) win over those of the method, which
-    win over the backbone's. The student is run on the first ``student_samples`` of a batch: it costs several times the
-    teacher.
+    win over the backbone's. ``ambiguous`` is the share of images that are made to be between two classes. The student
+    is run on the first ``student_samples`` of a batch: it costs several times the teacher.
     """
 
     backbone: str = "fast"
@@ -82,6 +82,7 @@ class SynthesisConfig(Section):
     pool: Count = 8192
     shift: Annotated[int, Field(ge=0)] | None = None
     flip: bool = False
+    ambiguous: Share = 0.5
     student_samples: Annotated[int, Field(ge=2)] = 64
 
 

@@ -138,7 +138,7 @@ class Distiller:
         entry = {"step": float(self.step), "images": float(self.pool.added)}
         entry.update({f"synthesis/{name}": value for name, value in batch.terms.items()})
         if batch.terms and len(self.history) % self.config.distill.inspect_every == 0:
-            norms = self.source.scorer.gradient_norms(batch.images, batch.labels, self.student, self.progress)
+            norms = self.source.scorer.gradient_norms(batch.images, batch.wanted, self.student, self.progress)
             entry.update({f"gradient/{name}": value for name, value in norms.items()})
         self.history.append(entry)
         self.seconds["synthesis"] += time.perf_counter() - begun

@@ -24,6 +24,8 @@ class Observation:
         As the networks were shown them: moved, perhaps mirrored.
     labels : Tensor of int, (B,)
         The classes they were made for.
+    targets : Tensor, (B, K)
+        The probabilities that the teacher shall give: of the class, or of two between which the image shall be.
     logits : Tensor, (B, K)
         The teacher's.
     inputs : list of Tensor, (B, C_l, ...)
@@ -39,6 +41,7 @@ class Observation:
     images: Tensor
     views: Tensor
     labels: Tensor
+    targets: Tensor
     logits: Tensor
     inputs: list[Tensor]
     features: Tensor

@@ -98,7 +98,7 @@ def build_backbone(teacher: Teacher, config: SynthesisConfig, method: str, draws
         student_samples=config.student_samples,
     )  # fmt: skip
     options = load_section(kind.Options, config.options, "synthesis.options")
-    return kind(teacher, scorer, options, batch=config.batch, draws=draws)
+    return kind(teacher, scorer, options, batch=config.batch, ambiguous=config.ambiguous, draws=draws)
 
 
 def view_shift(teacher: Teacher, config: SynthesisConfig) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,14 @@ from stars_deploy.student import Student
 from stars_deploy.synthesis.objective import Objective, Observation
 from stars_deploy.teacher import Teacher
 from stars_deploy.views import randomly_shifted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a batch is made for: ``labels`` (B,), and the probabilities ``targets`` (B, K) of each image."""
+
+    labels: Tensor
+    targets: Tensor
 
 
 class Scorer(nn.Module):
@@ -57,7 +66,12 @@ class Scorer(nn.Module):
         self._last_norm = (dict(norm_layers(teacher.module))[teacher.norms[-1]],)  # in a tuple: no submodule of ours
 
     def forward(
-        self, images: Tensor, labels: Tensor, student: Student, progress: float, draws: torch.Generator
+        self,
+        images: Tensor,
+        wanted: Wanted,
+        student: Student,
+        progress: float,
+        draws: torch.Generator,
     ) -> tuple[Tensor, dict[str, float]]:
         """Return the weighted sum of the objectives of a batch, and each one's own value.
 
@@ -65,7 +79,8 @@ class Scorer(nn.Module):
         ----------
         images : Tensor, (B, C, H, W)
             In [0, 1].
-        labels : Tensor, (B,)
+        wanted : Wanted
+            The classes they are made for.
         student : Student
             Frozen, in eval mode.
         progress : float
@@ -78,7 +93,7 @@ class Scorer(nn.Module):
         ConfigError
             If the sum is not finite, naming each term.
         """
-        terms = self.terms(images, labels, student, progress, draws)
+        terms = self.terms(images, wanted, student, progress, draws)
         # Before or after every schedule there is nothing to minimise, and still something to differentiate.
         weighed = [self.settings[name].at(progress) * term for name, term in terms.items()] or [0 * images.sum()]
         total = torch.stack(weighed).sum()
@@ -92,11 +107,11 @@ class Scorer(nn.Module):
         return total, values
 
     def terms(
-        self, images: Tensor, labels: Tensor, student: Student, progress: float, draws: torch.Generator
+        self, images: Tensor, wanted: Wanted, student: Student, progress: float, draws: torch.Generator
     ) -> dict[str, Tensor]:
         """Return the objectives that count now, unweighted. Parameters as for :meth:`forward`."""
         active = {name: one for name, one in self._named() if self.settings[name].at(progress)}
-        seen = self._observe(images, labels, student, list(active.values()), draws)
+        seen = self._observe(images, wanted, student, list(active.values()), draws)
         return {name: one(seen) for name, one in active.items()}
 
     def batch_done(self) -> None:
@@ -104,14 +119,14 @@ class Scorer(nn.Module):
         for _, one in self._named():
             one.batch_done()
 
-    def gradient_norms(self, images: Tensor, labels: Tensor, student: Student, progress: float) -> dict[str, float]:
+    def gradient_norms(self, images: Tensor, wanted: Wanted, student: Student, progress: float) -> dict[str, float]:
         """Return the norm of each weighted objective's gradient with respect to the images of a batch.
 
         The views are drawn from a source of their own, so that looking changes nothing.
         """
         draws = torch.Generator().manual_seed(0)
         leaf = images.detach().requires_grad_(True)
-        terms = self.terms(leaf, labels, student, progress, draws)
+        terms = self.terms(leaf, wanted, student, progress, draws)
         norms = {}
         for name, term in terms.items():
             (gradient,) = torch.autograd.grad(term, leaf, retain_graph=True, allow_unused=True)
@@ -122,7 +137,7 @@ class Scorer(nn.Module):
         return [(name, one) for name, one in self.objectives.items() if isinstance(one, Objective)]
 
     def _observe(
-        self, images: Tensor, labels: Tensor, student: Student, active: list[Objective], draws: torch.Generator
+        self, images: Tensor, wanted: Wanted, student: Student, active: list[Objective], draws: torch.Generator
     ) -> Observation:
         views = randomly_shifted(images, self.shift, self.flip, draws)
         with watched_norms(self.teacher.module) as seen:
@@ -133,6 +148,6 @@ class Scorer(nn.Module):
         if any(one.needs_student for one in active):
             answers = student(views[part], potentials=any(one.needs_potentials for one in active))
         return Observation(
-            images=images, views=views, labels=labels, logits=logits, inputs=inputs,
+            images=images, views=views, labels=wanted.labels, targets=wanted.targets, logits=logits, inputs=inputs,
             features=torch.relu(self._last_norm[0](inputs[-1])), part=part, student=answers,
         )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -53,10 +53,8 @@ class CmiBackbone(Backbone):
     Options = CmiOptions
     base_weights = MappingProxyType({"bn": 5.0, "onehot": 1.0, "adversarial": 0.5})
 
-    def __init__(
-        self, teacher: Teacher, scorer: Scorer, options: CmiOptions, *, batch: int, draws: torch.Generator
-    ) -> None:
-        super().__init__(teacher, scorer, options, batch=batch, draws=draws)
+    def __init__(self, teacher: Teacher, scorer: Scorer, options: CmiOptions, **settings: Any) -> None:
+        super().__init__(teacher, scorer, options, **settings)
         self.options = options
         channels = dict(norm_layers(teacher.module))[teacher.norms[-1]].num_features
         first, second = self.normal(options.head, channels), self.normal(options.head, options.head)
@@ -69,7 +67,7 @@ class CmiBackbone(Backbone):
         options = self.options
         shape, classes = self.teacher.input.shape, self.teacher.classes
         generator = seeded_generator(shape, classes, options.latent, options.width, self.draws, self.device).train()
-        labels = self.balanced_labels(self.batch)
+        wanted = self.balanced(self.batch)
         latent = self.normal(self.batch, options.latent).requires_grad_(True)
         optimizer = torch.optim.Adam(
             [
@@ -81,8 +79,8 @@ class CmiBackbone(Backbone):
         earlier = self._earlier(pool)
         terms: dict[str, float] = {}
         for _ in range(options.iterations):
-            images = generator(latent, labels)
-            loss, terms = self.score(images, labels, student, progress)
+            images = generator(latent, wanted.labels)
+            loss, terms = self.score(images, wanted, student, progress)
             if options.contrastive:
                 contrast = self._contrast(images, earlier)
                 loss = loss + options.contrastive * contrast
@@ -93,7 +91,7 @@ class CmiBackbone(Backbone):
             for each in (optimizer, self.optimizer):
                 each.step()
         with torch.no_grad():
-            return SynthesizedBatch(images=generator(latent, labels), labels=labels, terms=terms)
+            return SynthesizedBatch(images=generator(latent, wanted.labels), wanted=wanted, terms=terms)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Return that of the projection, which lasts; a batch's own generator does not."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -35,23 +35,21 @@ class DeepInversionBackbone(Backbone):
     Options = DeepInversionOptions
     base_weights = MappingProxyType({"bn": 10.0, "onehot": 1.0, "adversarial": 1.0, "tv": 1.0})
 
-    def __init__(
-        self, teacher: Teacher, scorer: Scorer, options: DeepInversionOptions, *, batch: int, draws: torch.Generator
-    ) -> None:
-        super().__init__(teacher, scorer, options, batch=batch, draws=draws)
+    def __init__(self, teacher: Teacher, scorer: Scorer, options: DeepInversionOptions, **settings: Any) -> None:
+        super().__init__(teacher, scorer, options, **settings)
         self.options = options
 
     def synthesize(self, student: Student, pool: ImagePool, progress: float) -> SynthesizedBatch:
         """Optimise a batch of pixels from noise."""
-        labels = self.balanced_labels(self.batch)
+        wanted = self.balanced(self.batch)
         pixels = self.normal(self.batch, *self.teacher.input.shape).requires_grad_(True)
         optimizer = torch.optim.Adam([pixels], lr=self.options.pixel_rate, betas=(0.5, 0.9))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.options.iterations)
         terms: dict[str, float] = {}
         for _ in range(self.options.iterations):
-            loss, terms = self.score(torch.sigmoid(pixels), labels, student, progress)
+            loss, terms = self.score(torch.sigmoid(pixels), wanted, student, progress)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
-        return SynthesizedBatch(images=torch.sigmoid(pixels.detach()), labels=labels, terms=terms)
+        return SynthesizedBatch(images=torch.sigmoid(pixels.detach()), wanted=wanted, terms=terms)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -13,7 +13,7 @@ from stars_deploy.student import Student
 from stars_deploy.synthesis.backbone import Backbone, SynthesizedBatch
 from stars_deploy.synthesis.generator import seeded_generator
 from stars_deploy.synthesis.pool import ImagePool
-from stars_deploy.synthesis.scoring import Scorer
+from stars_deploy.synthesis.scoring import Scorer, Wanted
 from stars_deploy.teacher import Teacher
 
 
@@ -44,12 +44,12 @@ class DfqBackbone(Backbone):
     Options = DfqOptions
     base_weights = MappingProxyType({"bn": 1.0, "onehot": 1.0, "adversarial": 1.0, "balance": 1.0, "diversity": 1.0})
 
-    def __init__(
-        self, teacher: Teacher, scorer: Scorer, options: DfqOptions, *, batch: int, draws: torch.Generator
-    ) -> None:
-        super().__init__(teacher, scorer, options, batch=batch, draws=draws)
+    def __init__(self, teacher: Teacher, scorer: Scorer, options: DfqOptions, **settings: Any) -> None:
+        super().__init__(teacher, scorer, options, **settings)
         self.options = options
-        self.generator = seeded_generator(teacher.input.shape, 0, options.latent, options.width, draws, self.device)
+        self.generator = seeded_generator(
+            teacher.input.shape, 0, options.latent, options.width, self.draws, self.device
+        )
         self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=options.generator_rate, betas=(0.5, 0.999))
         self.register_buffer("rounds", torch.zeros((), dtype=torch.int64))
 
@@ -67,7 +67,7 @@ class DfqBackbone(Backbone):
         self.rounds += 1
         with torch.no_grad():
             images = torch.cat([self._generate() for _ in range(self.options.fresh)])
-            return SynthesizedBatch(images=images, labels=self._answers(images), terms=terms)
+            return SynthesizedBatch(images=images, wanted=self._answers(images), terms=terms)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Return the generator's."""
@@ -78,7 +78,7 @@ class DfqBackbone(Backbone):
         images: torch.Tensor = self.generator(latent, torch.zeros(0))
         return images
 
-    def _answers(self, images: torch.Tensor) -> torch.Tensor:
+    def _answers(self, images: torch.Tensor) -> Wanted:
         """Return what the teacher takes each image for: the class that it shall be sure of."""
         with torch.no_grad():
-            return self.teacher.logits(images).argmax(1)
+            return self.pure(self.teacher.logits(images).argmax(1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -46,19 +46,17 @@ class FastBackbone(Backbone):
     Options = FastOptions
     base_weights = MappingProxyType({"bn": 5.0, "onehot": 1.0, "adversarial": 0.5, "diversity": 2.0})
 
-    def __init__(
-        self, teacher: Teacher, scorer: Scorer, options: FastOptions, *, batch: int, draws: torch.Generator
-    ) -> None:
-        super().__init__(teacher, scorer, options, batch=batch, draws=draws)
+    def __init__(self, teacher: Teacher, scorer: Scorer, options: FastOptions, **settings: Any) -> None:
+        super().__init__(teacher, scorer, options, **settings)
         self.options = options
         self.generator = seeded_generator(
-            teacher.input.shape, teacher.classes, options.latent, options.width, draws, self.device
+            teacher.input.shape, teacher.classes, options.latent, options.width, self.draws, self.device
         )
         self.register_buffer("rounds", torch.zeros((), dtype=torch.int64))
 
     def synthesize(self, student: Student, pool: ImagePool, progress: float) -> SynthesizedBatch:
         """Adapt generator and latents to a fresh batch and return its images."""
-        labels = self.balanced_labels(self.batch)
+        wanted = self.balanced(self.batch)
         latent = self.normal(self.batch, self.options.latent).requires_grad_(True)
         adapted = copy.deepcopy(self.generator).train()
         optimizer = torch.optim.Adam(
@@ -70,15 +68,15 @@ class FastBackbone(Backbone):
         )
         terms: dict[str, float] = {}
         for _ in range(self.options.inner_steps if int(self.rounds) else self.options.warmup_steps):
-            loss, terms = self.score(adapted(latent, labels), labels, student, progress)
+            loss, terms = self.score(adapted(latent, wanted.labels), wanted, student, progress)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
         self._move_toward(adapted)
         self.rounds += 1
         with torch.no_grad():
-            images = adapted(latent, labels)
-        return SynthesizedBatch(images=images, labels=labels, terms=terms)
+            images = adapted(latent, wanted.labels)
+        return SynthesizedBatch(images=images, wanted=wanted, terms=terms)
 
     def _move_toward(self, adapted: nn.Module) -> None:
         with torch.no_grad():

@@ -27,4 +27,4 @@ class NoiseBackbone(Backbone):
         grain = GRAINS[int(torch.randint(len(GRAINS), (), generator=self.draws))]
         coarse = torch.rand(self.batch, channels, -(-height // grain), -(-width // grain), generator=self.draws)
         images = functional.interpolate(coarse.to(self.device), (height, width), mode="bilinear").clamp(0, 1)
-        return SynthesizedBatch(images=images, labels=self.teacher.predict(images), terms={})
+        return SynthesizedBatch(images=images, wanted=self.pure(self.teacher.predict(images)), terms={})

@@ -21,9 +21,12 @@ class OneHotOptions(Section):
 
 
 class OneHot(Objective):
-    """One-hot: ``mean max(CE(teacher(x), y) - slack, 0)`` (DAFL, Chen et al., ICCV 2019).
+    """One-hot: ``mean max(CE(teacher(x), y) - H(y) - slack, 0)`` (DAFL, Chen et al., ICCV 2019).
 
-    The slack is ours: without it the generator is paid for ever purer prototypes and collapses to one image a class.
+    y is the class of each image, or two classes between which it shall be (see ``synthesis.ambiguous``), whose entropy
+    H(y) no image can undercut. Slack and ambiguous images are ours: without slack the generator is paid for ever purer
+    prototypes and collapses to one image a class, and without images between classes the student is never shown where
+    the teacher draws the line.
     """
 
     name = "onehot"
@@ -35,12 +38,13 @@ class OneHot(Objective):
 
     def forward(self, seen: Observation) -> Tensor:
         """Return the cross-entropy above the slack."""
-        return match_labels(seen.logits, seen.labels, self.slack)
+        return match_labels(seen.logits, seen.targets, self.slack)
 
 
-def match_labels(logits: Tensor, labels: Tensor, slack: float) -> Tensor:
-    """Return the mean cross-entropy of logits (B, K) above `slack`; see :class:`OneHot`."""
-    return functional.relu(functional.cross_entropy(logits, labels, reduction="none") - slack).mean()
+def match_labels(logits: Tensor, targets: Tensor, slack: float) -> Tensor:
+    """Return the mean excess of the cross-entropy of logits with targets, both (B, K); see :class:`OneHot`."""
+    divergence = functional.kl_div(logits.log_softmax(1), targets, reduction="none").sum(1)
+    return functional.relu(divergence - slack).mean()
 
 
 class Balance(Objective):
