@@ -32,7 +32,7 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any]) -> BuildC
     """
     content = {} if path is None else read_mapping(path, "see the config.yaml of a build")
     try:
-        return BuildConfig.model_validate(_merged(content, overrides))
+        return BuildConfig.model_validate(merged(content, overrides))
     except ValidationError as error:
         raise ConfigError(
             str(path or "options"), _problems(error), remedy="correct or remove these settings"
@@ -48,7 +48,7 @@ def load_section(kind: type[Model], values: Mapping[str, Any], where: str = "opt
         If a value is not allowed, naming it.
     """
     try:
-        return kind.model_validate(_merged({}, values))
+        return kind.model_validate(merged({}, values))
     except ValidationError as error:
         raise ConfigError(where, _problems(error), remedy="correct or remove these options") from error
 
@@ -79,12 +79,13 @@ def save_config(config: BuildConfig, path: str | Path) -> None:
         draft.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
 
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with others over them, mapping by mapping; None leaves what is there."""
     result = dict(base)
     for key, value in over.items():
         if isinstance(value, Mapping):
             inner = result.get(key)
-            result[key] = _merged(inner if isinstance(inner, Mapping) else {}, value)
+            result[key] = merged(inner if isinstance(inner, Mapping) else {}, value)
         elif value is not None:
             result[key] = value
     return result

@@ -51,7 +51,7 @@ class HealthWatch(nn.Module):
 
     def look(self, output: StudentOutput) -> list[LayerHealth]:
         """Take note of a round's last batch, and return how each layer is."""
-        for index, spikes in enumerate(output.spikes):
+        for index, spikes in enumerate(output.spikes[: len(self._norms)]):
             rates = spikes.detach().transpose(0, 2).flatten(1).mean(1)  # (T, B, C, ...) by channel
             for kind, now in (("silent", rates == 0), ("busy", rates > SATURATED)):
                 count = self.get_buffer(f"{kind}_{index}")

@@ -1,0 +1,118 @@
+"""Runs a campaign's processes, a few at a time; what is done already is left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from processes import worker_environment
+
+from evidence.planning import Campaign, Run, plan_runs
+from stars_deploy.artifacts import write_json
+
+#: Where the process of a run finds its module.
+SCRIPTS = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a campaign's files are, and what its runs read."""
+
+    folder: Path
+    teacher: Path
+    root: Path | None
+    sources: str
+
+    def result(self, name: str) -> Path:
+        """Return the path of a run's result."""
+        return self.folder / f"{name}.json"
+
+    def results(self, campaign: Campaign) -> dict[str, dict[str, Any]]:
+        """Return the results that are there, by name, of runs that the campaign asks for."""
+        names = [run.name for run in plan_runs(campaign)]
+        return {name: json.loads(self.result(name).read_text()) for name in names if self.result(name).is_file()}
+
+
+def run_campaign(campaign: Campaign, place: Place, workers: int, report: Callable[[str], None]) -> list[str]:
+    """Do all runs that have no result yet; return the names of those that failed, whose logs are kept.
+
+    Each is a process with one thread, `workers` at a time. A run that was interrupted goes on from its checkpoint.
+    """
+    waiting = [run for run in plan_runs(campaign) if not place.result(run.name).is_file()]
+    running: dict[str, tuple[Run, subprocess.Popen[bytes], float]] = {}
+    failed: list[str] = []
+    (place.folder / "work").mkdir(parents=True, exist_ok=True)
+    try:
+        while waiting or running:
+            while len(running) < workers and (ready := _next_ready(waiting, place, failed, running)) is not None:
+                waiting.remove(ready)
+                running[ready.name] = (ready, _start(campaign, place, ready), time.monotonic())
+                report(f"{ready.name}: started, {len(waiting)} waiting")
+            if not running:
+                failed += [run.name for run in waiting]  # what they depend on failed
+                break
+            time.sleep(0.2)
+            for name, (_, process, began) in list(running.items()):
+                if process.poll() is not None:
+                    del running[name]
+                    report(_ended(place, name, process.returncode, time.monotonic() - began))
+                    failed += [] if place.result(name).is_file() else [name]
+    finally:
+        for _, process, _ in running.values():
+            process.terminate()
+    return failed
+
+
+def resolve_equal_time(run: Run, results: Mapping[str, Mapping[str, Any]]) -> Run:
+    """Return a run with as many steps as the arm that it is compared with had CPU time for."""
+    if run.equal_time is None:
+        return run
+    longer, base = (results[run.sibling(arm)] for arm in (run.equal_time.arm, run.equal_time.base))
+    steps = round(base["steps"] * longer["seconds"]["cpu"] / base["seconds"]["cpu"])
+    distil = {**run.settings.get("distill", {}), "steps": max(steps, 1)}
+    return run.model_copy(update={"settings": {**run.settings, "distill": distil}})
+
+
+def _next_ready(waiting: list[Run], place: Place, failed: list[str], running: Mapping[str, Any]) -> Run | None:
+    for run in waiting:
+        wanted = [] if run.equal_time is None else [run.sibling(run.equal_time.arm), run.sibling(run.equal_time.base)]
+        if all(place.result(name).is_file() for name in wanted):
+            return run
+    return None
+
+
+def _start(campaign: Campaign, place: Place, run: Run) -> subprocess.Popen[bytes]:
+    request = place.folder / "work" / f"{run.name}.json"
+    asked = {
+        "run": resolve_equal_time(run, place.results(campaign)).model_dump(mode="json"),
+        "teacher": str(place.teacher), "dataset": campaign.dataset,
+        "root": None if place.root is None else str(place.root),
+        "evaluate": campaign.evaluate, "validation_images": campaign.validation_images,
+        "result": str(place.result(run.name)), "sources": place.sources,
+    }  # fmt: skip
+    write_json(request, asked)
+    with open(request.with_suffix(".log"), "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "evidence.worker", str(request)],
+            env=_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        )  # fmt: skip
+
+
+def _environment() -> dict[str, str]:
+    inherited = worker_environment(1)
+    paths = [str(SCRIPTS), *filter(None, [inherited.get("PYTHONPATH")])]
+    return {**inherited, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _ended(place: Place, name: str, code: int, seconds: float) -> str:
+    if not place.result(name).is_file():
+        return f"{name}: FAILED with code {code} after {seconds:.0f} s, see {place.folder / 'work' / name}.log"
+    found = json.loads(place.result(name).read_text())
+    return f"{name}: {100 * found['accuracy']:.2f} % in {seconds:.0f} s"
