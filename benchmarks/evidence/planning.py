@@ -120,17 +120,8 @@ def plan_runs(campaign: Campaign) -> list[Run]:
                 without = arm.kind in ("real", "noise", "none")
                 for backbone in [""] if without else arm.backbones or campaign.backbones:
                     layers = (campaign.settings, campaign.backbones.get(backbone, {}), of_student, arm.settings)
-                    runs.append(
-                        Run(
-                            arm=name,
-                            kind=arm.kind,
-                            backbone=backbone,
-                            student=student,
-                            seed=seed,
-                            settings=_overlaid(layers),
-                            equal_time=arm.equal_time,
-                        )  # fmt: skip
-                    )
+                    place = {"arm": name, "kind": arm.kind, "backbone": backbone, "student": student, "seed": seed}
+                    runs.append(Run(**place, settings=_overlaid(layers), equal_time=arm.equal_time))
     return sorted(runs, key=lambda run: run.equal_time is not None)
 
 

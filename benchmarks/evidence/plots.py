@@ -71,7 +71,7 @@ def _tails(summary: Mapping[str, Any], results: Sequence[Mapping[str, Any]], fil
             axes.plot(
                 fmean(values), place, marker=f"${layer + 1}$", color=_colour(summary, row), markersize=7, linestyle=""
             )
-    label = "error of the share beyond the ReLU boundary, synthetic against real; the number is the layer"
+    label = "error of the shares beyond the ReLU boundaries, synthetic against real, by layer"
     return _finished(figure, axes, rows, label, summary, file)
 
 
