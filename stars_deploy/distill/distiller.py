@@ -24,6 +24,7 @@ from stars_deploy.distill.health import HealthWatch
 from stars_deploy.distill.losses import follow, observe
 from stars_deploy.distill.mixing import mixed
 from stars_deploy.distill.observing import DistillObserver
+from stars_deploy.distill.parallel import Parallel
 from stars_deploy.errors import ConfigError
 from stars_deploy.student import Student, StudentOutput
 from stars_deploy.synthesis.backbone import Backbone
@@ -31,6 +32,9 @@ from stars_deploy.synthesis.pool import ImagePool
 from stars_deploy.synthesis.registry import build_backbone, view_shift
 from stars_deploy.teacher import Teacher
 from stars_deploy.views import randomly_shifted
+
+#: Beginnings of the names of what each process has of its own.
+OWN = ("draws/backbone", "adam-")
 
 Progress = Callable[[int, int, str], None]
 
@@ -48,6 +52,8 @@ class Distiller:
     config : BuildConfig
     backbone : Backbone, optional
         Instead of the configured one.
+    parallel : Parallel
+        The processes that distil together; by default this one alone.
 
     Attributes
     ----------
@@ -65,6 +71,7 @@ class Distiller:
     scales: list[float]
     config: BuildConfig
     backbone: Backbone | None = None
+    parallel: Parallel = field(default_factory=Parallel)
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: {"synthesis": 0.0, "student": 0.0})
@@ -76,8 +83,10 @@ class Distiller:
         # Apart from the backbone's, so that what the student sees is drawn alike whatever the synthesis.
         self.draws = torch.Generator().manual_seed(seed)
         self.source = self.backbone or build_backbone(self.teacher, synthesis, self.config.method, self.synthesis_draws)
+        self.parallel.diversify(self.synthesis_draws, seed)
         self.shift = view_shift(self.teacher, synthesis)
         self.pool = ImagePool(self.teacher.input.shape, synthesis.pool)
+        self.trained = self.parallel.wrapped(self.student)
         self.optimizer = torch.optim.Adam(self.student.parameters(), lr=self.config.distill.learning_rate)
         self.health = HealthWatch(self.student).to(self.teacher.device)
 
@@ -134,7 +143,9 @@ class Distiller:
         self._freeze()
         batch = self.source.synthesize(self.student, self.pool, self.progress)
         self.source.scorer.batch_done()
-        self.pool.add(batch.images)
+        self.parallel.average(self.source)
+        for images in self.parallel.gather(batch.images):
+            self.pool.add(images)
         entry = {"step": float(self.step), "images": float(self.pool.added)}
         entry.update({f"synthesis/{name}": value for name, value in batch.terms.items()})
         if batch.terms and len(self.history) % self.config.distill.inspect_every == 0:
@@ -164,12 +175,12 @@ class Distiller:
         self._unfreeze()
         for group in self.optimizer.param_groups:
             group["lr"] = plan.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.progress)))
-        images = self._shown()
+        images = self.parallel.own(self._shown())
         with torch.no_grad():
             answer = observe(self.teacher, images)
-        output = self.student(images)
-        loss, terms = follow(output, answer, self.scales, plan)
-        self._check_finite("loss", loss.detach())
+        output = self.trained(images)
+        loss, terms = follow(output, answer, self.scales, plan, self.parallel.mean)
+        self._check_finite("loss", self.parallel.mean(loss))
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         # A neuron whose potential is NaN just does not fire: the loss alone would not tell.
@@ -177,14 +188,15 @@ class Distiller:
         self._check_finite("gradient", torch.stack([gradient.norm() for gradient in gradients]).norm())
         self.optimizer.step()
         self.step += 1
-        self.history[-1].update(step=float(self.step), **terms)
+        means = self.parallel.mean(torch.tensor(list(terms.values())))
+        self.history[-1].update(step=float(self.step), **dict(zip(terms, means.tolist(), strict=True)))
         if self.step % plan.steps_per_round == 0:
             self._look_after(output)
         self.seconds["student"] += time.perf_counter() - begun
 
     def _look_after(self, output: StudentOutput) -> None:
         """Note which channels are dead or saturated, and bring those of a student from scratch back."""
-        layers = self.health.look(output)
+        layers = self.health.look(output, self.parallel.mean)
         for number, layer in enumerate(layers, start=1):
             self.history[-1].update({f"dead/{number}": layer.dead, f"saturated/{number}": layer.saturated})
         # An inherited channel that is silent may be one that the teacher does not use either.
@@ -194,7 +206,7 @@ class Distiller:
     def _shown(self) -> torch.Tensor:
         """Draw images of the pool, and show them moved and mixed."""
         plan, synthesis = self.config.distill, self.config.synthesis
-        images = self.pool.sample(plan.batch, self.draws).to(self.teacher.device)
+        images = self.pool.sample(self.parallel.world * plan.batch, self.draws).to(self.teacher.device)
         return mixed(randomly_shifted(images, self.shift, synthesis.flip, self.draws), plan.mixing, self.draws)
 
     def _check_finite(self, what: str, value: torch.Tensor) -> None:
@@ -223,7 +235,19 @@ class Distiller:
             If the file cannot be written; an older one stays as it was.
         """
         header = {"step": self.step, "added": self.pool.added, "history": self.history, "run": self.fingerprint()}
-        save_checkpoint({"pool": self.pool.images[: len(self.pool)], **self.state()}, header, path)
+        tensors = {"pool": self.pool.images[: len(self.pool)], **self.state(), **self._of_other_processes()}
+        if self.parallel.leads:
+            save_checkpoint(tensors, header, path)
+        self.parallel.wait()
+
+    def _of_other_processes(self) -> dict[str, torch.Tensor]:
+        """Return what only the other processes know: their random numbers and moments of synthesis."""
+        tensors: dict[str, torch.Tensor] = {}
+        for name, value in self.state().items():
+            if name.startswith(OWN):
+                others = self.parallel.gather(value)[1:]
+                tensors.update({f"rank{rank}/{name}": other for rank, other in enumerate(others, start=1)})
+        return tensors
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return what changes with every step but the pool, not copied."""
@@ -248,7 +272,8 @@ class Distiller:
         """
         tensors, header = read_checkpoint(path, self.fingerprint())
         try:
-            distribute(tensors, self._parts())
+            own = {name: tensors.get(f"rank{self.parallel.rank}/{name}", value) for name, value in tensors.items()}
+            distribute(own, self._parts())
             self.pool.restore(tensors["pool"], int(header["added"]))
             self.step, self.history = int(header["step"]), list(header["history"])
         except Exception as error:  # whatever torch says to states that do not fit
@@ -275,7 +300,7 @@ class Distiller:
         form = self.teacher.input
         expects = [list(form.shape), list(form.mean), list(form.std)]
         teacher = {"spec": self.teacher.spec, "sha256": self.teacher.weights["sha256"], "input": expects}
-        return {"teacher": teacher, **settings}
+        return {"teacher": teacher, "processes": self.parallel.world, **settings}
 
 
 def _described(entry: Mapping[str, float]) -> str:

@@ -6,7 +6,7 @@ at every timestep says nothing; both stay so unless something is done.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,10 +49,12 @@ class HealthWatch(nn.Module):
             for kind in ("silent", "busy"):
                 self.register_buffer(f"{kind}_{index}", torch.zeros(channels, dtype=torch.int64))
 
-    def look(self, output: StudentOutput) -> list[LayerHealth]:
-        """Take note of a round's last batch, and return how each layer is."""
+    def look(
+        self, output: StudentOutput, average: Callable[[Tensor], Tensor] = lambda value: value
+    ) -> list[LayerHealth]:
+        """Take note of a round's last batch, and return how each layer is; `average` is over processes."""
         for index, spikes in enumerate(output.spikes[: len(self._norms)]):
-            rates = spikes.detach().transpose(0, 2).flatten(1).mean(1)  # (T, B, C, ...) by channel
+            rates = average(spikes.detach().transpose(0, 2).flatten(1).mean(1))  # (T, B, C, ...) by channel
             for kind, now in (("silent", rates == 0), ("busy", rates > SATURATED)):
                 count = self.get_buffer(f"{kind}_{index}")
                 count.copy_(torch.where(now, count + 1, torch.zeros_like(count)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +33,11 @@ def observe(teacher: Teacher, images: Tensor) -> TeacherAnswer:
 
 
 def follow(
-    output: StudentOutput, answer: TeacherAnswer, scales: list[float], plan: DistillConfig
+    output: StudentOutput,
+    answer: TeacherAnswer,
+    scales: list[float],
+    plan: DistillConfig,
+    average: Callable[[Tensor], Tensor] = lambda value: value,
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the loss of a student, and its terms as they count in it.
 
@@ -41,6 +46,16 @@ def follow(
     - ``rates``, where `scales` are given: the mean over layers of ``||scale rate - activation||^2 / ||activation||^2``
       (ours);
     - ``relations``: the Gram distance of RCA, here in the student's step (ours; off by default, reported apart).
+
+    Parameters
+    ----------
+    output : StudentOutput
+    answer : TeacherAnswer
+    scales : list of float
+        Teacher activation for a firing rate of 1, by layer.
+    plan : DistillConfig
+    average : callable
+        The mean of a number over all processes that distil together: the size of activations is that of all shares.
 
     Raises
     ------
@@ -56,7 +71,7 @@ def follow(
         terms["kl_per_timestep"] = plan.per_timestep * each
     if scales and plan.rate_matching:
         distances = [
-            (scale * rate - wanted).square().mean() / wanted.square().mean().clamp_min(1e-6)
+            (scale * rate - wanted).square().mean() / average(wanted.square().mean()).clamp_min(1e-6)
             for scale, rate, wanted in zip(scales, output.rates(), answer.activations, strict=True)
         ]
         terms["rates"] = plan.rate_matching * torch.stack(distances).mean()

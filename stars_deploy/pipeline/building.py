@@ -47,6 +47,7 @@ from stars_deploy.verification import check_verified
 
 # torch is imported where a stage needs it: opening the command line, or simulating a file, shall not wait for it.
 if TYPE_CHECKING:
+    from stars_deploy.distill.parallel import Parallel
     from stars_deploy.teacher import Teacher
 
 
@@ -84,10 +85,14 @@ def build(
     -------
     BuildResult
 
+    Under torchrun all processes distil together, and the first one does the rest.
+
     Raises
     ------
     StarsDeployError
         Wrong input of any kind, before anything is half-written.
+    SystemExit
+        In every process of torchrun but the first, when its part is done.
     VerificationError
         If a target differs from the integer reference in any spike; the artefacts stay for inspection, without a
         report or manifest.
@@ -97,15 +102,22 @@ def build(
         find_target(name)
     profile = load_profile(config.hardware)
     directory = RunDirectory(Path(out))
-    with watch.stage("teacher"):
-        teacher = _teacher(config)
-        _check_data(config, teacher)  # a wrong path shall not cost a distillation
-        _check_fits(config, teacher, profile)
-        make_distiller(config, teacher)  # whatever it refuses shall be refused before the folder is begun
-        config = plan_budget(config, teacher, directory, watch)
-    directory.start(config, resume=resume, overwrite=overwrite)
-    with watch.stage("distil"):
-        distil(config, teacher, directory, watch, resume)
+    with _processes(config) as parallel:
+        if not parallel.leads:
+            watch = Observer()
+        with watch.stage("teacher"):
+            teacher = _teacher(config)
+            _check_data(config, teacher)  # a wrong path shall not cost a distillation
+            _check_fits(config, teacher, profile)
+            make_distiller(config, teacher, parallel)  # what it refuses shall be refused before the folder is begun
+            config = plan_budget(config, teacher, directory, watch, parallel)
+        if parallel.leads:
+            directory.start(config, resume=resume, overwrite=overwrite)
+        parallel.wait()
+        with watch.stage("distil"):
+            distil(config, teacher, directory, watch, resume, parallel)
+    if not parallel.leads:
+        raise SystemExit(0)
     report = _deploy(config, teacher, profile, directory, watch)
     return BuildResult(directory=directory.path, report=report)
 
@@ -192,6 +204,12 @@ def _measure(
         accuracy["student"] = _share(_student_classes(directory, data.images), data.labels)
     accuracy["quantized"] = activity.evaluation.accuracy
     return _Measured(activity=activity, accuracy=accuracy, fidelity=_fidelity(directory, graph))
+
+
+def _processes(config: BuildConfig) -> contextlib.AbstractContextManager[Parallel]:
+    from stars_deploy.distill.parallel import processes
+
+    return processes(config.device)
 
 
 def _teacher(config: BuildConfig) -> Teacher:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,24 +24,32 @@ from stars_deploy.progress import Observer
 if TYPE_CHECKING:
     from stars_deploy.distill import Distiller
     from stars_deploy.distill.observing import DistillObserver
+    from stars_deploy.distill.parallel import Parallel
     from stars_deploy.student import NeuronModel
     from stars_deploy.teacher import Teacher
 
 
-def distil(config: BuildConfig, teacher: Teacher, directory: RunDirectory, watch: Observer, resume: bool) -> None:
-    """Write the student, the history of its losses and the synthetic images; skip what a resumed build has."""
+def distil(
+    config: BuildConfig, teacher: Teacher, directory: RunDirectory, watch: Observer, resume: bool, parallel: Parallel
+) -> None:
+    """Write the student, the history of its losses and the synthetic images; skip what a resumed build has.
+
+    All of `parallel` take part, and the first one writes.
+    """
     from stars_deploy.distill.health import advise
     from stars_deploy.student import describe_student, save_student
 
     if resume and directory.file(STUDENT).is_file():
         watch.noted(f"{STUDENT} is there already: distillation is skipped")
         return
-    distiller = make_distiller(config, on_device(teacher, config.device))
+    distiller = make_distiller(config, on_device(teacher, config.device, parallel), parallel)
     checkpoint = directory.file(CHECKPOINT)
     if resume and checkpoint.is_file():
         distiller.restore(checkpoint)
         watch.noted(f"resumed at step {distiller.step} of {config.distill.steps}")
-    distiller.run(watch.advanced, checkpoint, _observers(distiller, directory))
+    distiller.run(watch.advanced, checkpoint, _observers(distiller, directory) if parallel.leads else [])
+    if not parallel.leads:
+        return
     for text in advise(distiller.health.now()):
         watch.noted(text)
     directory.save_images(_synthetic_images(distiller))
@@ -63,8 +72,8 @@ def _observers(distiller: Distiller, directory: RunDirectory) -> list[DistillObs
     return observers
 
 
-def make_distiller(config: BuildConfig, teacher: Teacher) -> Distiller:
-    """Return the distiller of a configuration, before its first step.
+def make_distiller(config: BuildConfig, teacher: Teacher, parallel: Parallel | None = None) -> Distiller:
+    """Return the distiller of a configuration, before its first step; `parallel` are the processes that share it.
 
     Raises
     ------
@@ -76,16 +85,25 @@ def make_distiller(config: BuildConfig, teacher: Teacher) -> Distiller:
     import torch
 
     from stars_deploy.distill import Distiller
+    from stars_deploy.distill.parallel import Parallel
     from stars_deploy.student import build_student
 
     torch.manual_seed(config.seed)
     student, scales = build_student(
         teacher, config.student.spec, config.timesteps, neuron_of(config), config.student.balance
     )
-    return Distiller(teacher=teacher, student=student.to(teacher.device), scales=scales, config=config)
+    return Distiller(
+        teacher=teacher,
+        student=student.to(teacher.device),
+        scales=scales,
+        config=config,
+        parallel=parallel or Parallel(),
+    )
 
 
-def plan_budget(config: BuildConfig, teacher: Teacher, directory: RunDirectory, watch: Observer) -> BuildConfig:
+def plan_budget(
+    config: BuildConfig, teacher: Teacher, directory: RunDirectory, watch: Observer, parallel: Parallel
+) -> BuildConfig:
     """Return the configuration with as many steps as its time budget allows on this machine.
 
     A build that was planned before, in the same folder and with the same budget, keeps its plan.
@@ -98,13 +116,14 @@ def plan_budget(config: BuildConfig, teacher: Teacher, directory: RunDirectory, 
     else:
         from stars_deploy.distill.budget import plan_steps
 
-        steps = plan_steps(make_distiller(config, on_device(teacher, config.device)), seconds)
+        distiller = make_distiller(config, on_device(teacher, config.device, parallel), parallel)
+        steps = parallel.agree(plan_steps(distiller, seconds))
         watch.noted(f"{steps} steps are planned for a budget of {seconds:g} s")
     return config.model_copy(update={"distill": config.distill.model_copy(update={"steps": steps})})
 
 
-def on_device(teacher: Teacher, name: str) -> Teacher:
-    """Return a teacher where it shall run: itself on the CPU, else a copy.
+def on_device(teacher: Teacher, name: str, parallel: Parallel) -> Teacher:
+    """Return a teacher where it shall run: itself on the CPU, else a copy; each process on a CUDA device of its own.
 
     Raises
     ------
@@ -116,7 +135,10 @@ def on_device(teacher: Teacher, name: str) -> Teacher:
     if name == "cpu":
         return teacher
     try:
-        device = torch.device(name)
+        several = name == "cuda" and parallel.world > 1
+        device = (
+            torch.device("cuda", int(os.environ.get("LOCAL_RANK", parallel.rank))) if several else torch.device(name)
+        )
         torch.zeros(1, device=device)
     except Exception as error:  # torch raises several kinds, some of them AssertionError
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
