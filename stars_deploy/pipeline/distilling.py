@@ -135,10 +135,9 @@ def on_device(teacher: Teacher, name: str, parallel: Parallel) -> Teacher:
     if name == "cpu":
         return teacher
     try:
-        several = name == "cuda" and parallel.world > 1
-        device = (
-            torch.device("cuda", int(os.environ.get("LOCAL_RANK", parallel.rank))) if several else torch.device(name)
-        )
+        if name == "cuda" and parallel.world > 1:
+            name = f"cuda:{os.environ.get('LOCAL_RANK', parallel.rank)}"
+        device = torch.device(name)
         torch.zeros(1, device=device)
     except Exception as error:  # torch raises several kinds, some of them AssertionError
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
