@@ -210,8 +210,8 @@ def test_nothing_to_summarise_is_said(write, tmp_path, capsys):
 def _result(arm, seed, accuracy, kind="distill", backbone="fast", **more):
     return {
         "arm": arm, "kind": kind, "backbone": backbone, "student": "vgg", "seed": seed, "accuracy": accuracy,
-        "evaluated_on": "validation", "seconds": {"cpu": 60.0 + 60 * seed, "wall": 1.0}, "images": 100, "mechanism": {},
-        "sources": "digest", "teacher": {"sha256": "t"}, **more,
+        "evaluated_on": "validation", "seconds": {"cpu": 60.0 + 60 * seed, "wall": 1.0}, "steps": 8, "images": 100,
+        "mechanism": {}, "sources": "digest", "teacher": {"sha256": "t"}, **more,
     }  # fmt: skip
 
 

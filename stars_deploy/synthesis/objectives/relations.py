@@ -76,11 +76,12 @@ def align_relations(teacher: Tensor, student: Tensor, similarity: str = "gram") 
         return torch.rsub(linear_cka(teacher, student), 1)
     first, second = relations(teacher), relations(student)
     count = len(first)
-    others = ~torch.eye(count, dtype=torch.bool, device=first.device)
     if similarity == "softmax":
+        others = ~torch.eye(count, dtype=torch.bool, device=first.device)
         rows = [(gram[others].view(count, count - 1) / ROW_TEMPERATURE).log_softmax(1) for gram in (first, second)]
         return functional.kl_div(rows[1], rows[0], log_target=True, reduction="batchmean")
-    return (first - second).square()[others].mean()
+    squared = (first - second).square()
+    return (squared.sum() - squared.diagonal().sum()) / max(count * (count - 1), 1)
 
 
 def linear_cka(first: Tensor, second: Tensor) -> Tensor:
