@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from stars_deploy.config import Section
 from stars_deploy.student import Student
@@ -44,6 +45,8 @@ class DfqBackbone(Backbone):
     Options = DfqOptions
     base_weights = MappingProxyType({"bn": 1.0, "onehot": 1.0, "adversarial": 1.0, "balance": 1.0, "diversity": 1.0})
 
+    rounds: Tensor
+
     def __init__(self, teacher: Teacher, scorer: Scorer, options: DfqOptions, **settings: Any) -> None:
         super().__init__(teacher, scorer, options, **settings)
         self.options = options
@@ -73,12 +76,12 @@ class DfqBackbone(Backbone):
         """Return the generator's."""
         return {"generator": self.optimizer}
 
-    def _generate(self) -> torch.Tensor:
+    def _generate(self) -> Tensor:
         latent = self.normal(self.batch, self.options.latent)
-        images: torch.Tensor = self.generator(latent, torch.zeros(0))
+        images: Tensor = self.generator(latent, torch.zeros(0))
         return images
 
-    def _answers(self, images: torch.Tensor) -> Wanted:
+    def _answers(self, images: Tensor) -> Wanted:
         """Return what the teacher takes each image for: the class that it shall be sure of."""
         with torch.no_grad():
             return self.pure(self.teacher.logits(images).argmax(1))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from stars_deploy.config import Section
 from stars_deploy.student import Student
@@ -45,6 +45,8 @@ class FastBackbone(Backbone):
     name = "fast"
     Options = FastOptions
     base_weights = MappingProxyType({"bn": 5.0, "onehot": 1.0, "adversarial": 0.5, "diversity": 2.0})
+
+    rounds: Tensor
 
     def __init__(self, teacher: Teacher, scorer: Scorer, options: FastOptions, **settings: Any) -> None:
         super().__init__(teacher, scorer, options, **settings)
