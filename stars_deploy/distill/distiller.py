@@ -180,7 +180,7 @@ class Distiller:
             answer = observe(self.teacher, images)
         output = self.trained(images)
         loss, terms = follow(output, answer, self.scales, plan, self.parallel.mean)
-        self._check_finite("loss", self.parallel.mean(loss))
+        self._check_finite("loss", self.parallel.mean(loss.detach()))
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         # A neuron whose potential is NaN just does not fire: the loss alone would not tell.
