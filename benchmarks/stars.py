@@ -20,26 +20,25 @@ from evidence.summary import markdown, summarize
 
 from stars_deploy.artifacts import existing_file, write_json, written_whole
 from stars_deploy.errors import StarsDeployError
-from stars_deploy.sweep.content import code_version
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run, or list, or summarise; return 1 where a run failed, 2 for wrong input, else 0."""
+    """Run, or list, or summarise; return 1 where a run failed, 2 for wrong input, 130 after Ctrl-C, else 0."""
     options = parse_options(arguments)
     try:
         campaign = load_campaign(options.campaign)
         folder = options.out or Path("runs") / "evidence" / options.campaign.stem
-        if options.dry_run or options.summary:
-            place = Place(folder=folder, teacher=Path(), root=None, sources="")
-        else:
-            place = _place(options, folder)
+        if options.dry_run:
+            return _list(campaign, Place(folder=folder, teacher=options.teacher, root=None))
+        place = Place(folder=folder, teacher=None, root=None) if options.summary else _place(options, campaign, folder)
+        failed = [] if options.summary else run_campaign(campaign, place, options.workers, _say)
+        _summarize(campaign, place, options.json)
     except StarsDeployError as error:
         print(error, file=sys.stderr)
-        return 2
-    if options.dry_run:
-        return _list(campaign, place)
-    failed = [] if options.summary else run_campaign(campaign, place, options.workers, _say)
-    _summarize(campaign, place, options.json)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where this one was", file=sys.stderr)
+        return 130
     return int(bool(failed))
 
 
@@ -62,16 +61,22 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _place(options: argparse.Namespace, folder: Path) -> Place:
+def _place(options: argparse.Namespace, campaign: Campaign, folder: Path) -> Place:
+    from evidence.checking import check_campaign  # torch: listing and summarising shall not wait for it
+
     existing_file(options.teacher)
-    folder.mkdir(parents=True, exist_ok=True)
     root = None if options.root is None else options.root.resolve()
-    return Place(folder=folder.resolve(), teacher=options.teacher.resolve(), root=root, sources=code_version())
+    place = Place(folder=folder.resolve(), teacher=options.teacher.resolve(), root=root)
+    place.results(campaign)
+    check_campaign(campaign, place)
+    folder.mkdir(parents=True, exist_ok=True)
+    return place
 
 
 def _list(campaign: Campaign, place: Place) -> int:
+    done = place.results(campaign)
     for run in plan_runs(campaign):
-        print(f"{'done   ' if place.result(run.name).is_file() else 'waiting'}  {run.name}")
+        print(f"{'done   ' if run.name in done else 'waiting'}  {run.name}")
     return 0
 
 

@@ -60,4 +60,4 @@ def small_campaign(folder: Path, **changes: Any) -> Campaign:
 def place_in(folder: Path) -> Place:
     """Return where the results of a campaign of the embedded teacher are: in a folder of that one."""
     (folder / "out" / "work").mkdir(parents=True)
-    return Place(folder=folder / "out", teacher=DIGITS_WEIGHTS, root=None, sources="digest")
+    return Place(folder=folder / "out", teacher=DIGITS_WEIGHTS, root=None)

@@ -18,6 +18,7 @@ from PIL import Image
 from stars_deploy.config import load_config
 from stars_deploy.data import load_dataset
 from stars_deploy.pipeline.distilling import make_distiller
+from stars_deploy.synthesis import registry
 from stars_deploy.teacher import DIGITS_WEIGHTS, load_teacher
 
 PRETENDER = """
@@ -73,6 +74,13 @@ def campaign(tmp_path):
 @pytest.fixture
 def place(tmp_path):
     return place_in(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def offered(monkeypatch):
+    """Let what the command offers to the registry be gone when the test ends."""
+    monkeypatch.setattr(registry, "_backbones", dict(registry._backbones))
+    monkeypatch.setattr(registry, "_objectives", dict(registry._objectives))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stars_deploy.errors import ConfigError
 from stars_deploy.spiking import SpikingLayer, Student, StudentOutput
 from stars_deploy.synthesis.backbone import Backbone, SynthesizedBatch
 from stars_deploy.synthesis.objective import Observation
@@ -29,12 +30,18 @@ class RealImages(Backbone):
 
 
 class ShuffledTails(TailMatching):
-    """Placebo of TAR: the same loss and the same effort, with the targets of other channels."""
+    """Placebo of TAR: the same loss and the same effort, with the targets of other channels.
+
+    Only of the boundary variant: the Gaussian one has the same targets for all channels, the student's has none of its
+    own.
+    """
 
     name = "tar_placebo"
 
     def __init__(self, teacher: Any, options: Any) -> None:
         super().__init__(teacher, options)
+        if options.thresholds != "boundary":
+            raise ConfigError("synthesis.objectives.tar_placebo.thresholds", options.thresholds, "boundary")
         self._orders = [torch.randperm(len(known.mean), generator=_fixed()) for known in self.statistics]
 
     def _distance(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:

@@ -58,5 +58,5 @@ def spread(values: Sequence[float]) -> float:
 
 
 def share_of_way(value: float, start: float, end: float) -> float:
-    """Return how far `value` is from `start` to `end`: 0 at the start, 1 at the end."""
-    return (value - start) / (end - start)
+    """Return how far `value` is from `start` to `end`: 0 at the start, 1 at the end; NaN without a way."""
+    return math.nan if start == end else (value - start) / (end - start)

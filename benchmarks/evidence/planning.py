@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field
 
@@ -13,6 +15,11 @@ from stars_deploy.config.loading import merged, read_mapping
 from stars_deploy.errors import ConfigError
 
 Settings = dict[str, Any]
+#: What a name may hold that becomes part of a file's.
+NAME = re.compile(r"[\w :+.,-]+")
+
+
+Some = Union[Annotated[tuple[str, ...], Field(min_length=1)], None]
 
 
 class EqualTime(Section):
@@ -32,8 +39,8 @@ class Arm(Section):
 
     kind: Literal["distill", "real", "noise", "none", "ann"] = "distill"
     settings: Settings = Field(default_factory=dict)
-    students: tuple[str, ...] | None = None
-    backbones: tuple[str, ...] | None = None
+    students: Some = None
+    backbones: Some = None
     equal_time: EqualTime | None = None
 
 
@@ -41,8 +48,10 @@ class Campaign(Section):
     """What a campaign's YAML holds.
 
     ``settings`` are part of a build's configuration, over which those of backbone, student and arm are laid, in this
-    order. ``evaluate: validation`` measures on the first ``validation_images`` of the training images instead of the
-    test set: for choosing hyper-parameters. ``baseline`` is the arm that others are paired with.
+    order; a backbone or a student is the one of its name unless its settings say which. ``evaluate: validation``
+    measures on the first ``validation_images`` of the training images instead of the test set: for choosing
+    hyper-parameters. ``baseline`` is the arm that others are paired with; ``comparisons`` are further pairs, such as
+    ``[stars, placebo]``.
     """
 
     title: str
@@ -53,6 +62,7 @@ class Campaign(Section):
     arms: dict[str, Arm]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     baseline: str
+    comparisons: tuple[tuple[str, str], ...] = ()
     evaluate: Literal["test", "validation"] = "test"
     validation_images: Annotated[int, Field(ge=100)] = 5000
 
@@ -77,6 +87,11 @@ class Run(Section):
     def sibling(self, arm: str) -> str:
         """Return the name of the run of another arm that is paired with this one."""
         return self.model_copy(update={"arm": arm}).name
+
+    def needs(self) -> list[str]:
+        """Return the names of the runs that must be done before this one."""
+        equal = self.equal_time
+        return [] if equal is None else [self.sibling(equal.arm), self.sibling(equal.base)]
 
     def config(self) -> BuildConfig:
         """Return the configuration of the build that this run is.
@@ -104,8 +119,9 @@ def load_campaign(path: Path) -> Campaign:
         if arm.equal_time is not None:
             _check_known(f"{path}: arms.{name}.equal_time", (arm.equal_time.arm, arm.equal_time.base), campaign.arms)
     _check_known(f"{path}: baseline", (campaign.baseline,), campaign.arms)
-    for run in plan_runs(campaign):
-        run.config()
+    for pair in campaign.comparisons:
+        _check_known(f"{path}: comparisons", pair, campaign.arms)
+    _check_runs(path, plan_runs(campaign))
     return campaign
 
 
@@ -119,10 +135,55 @@ def plan_runs(campaign: Campaign) -> list[Run]:
                     continue
                 without = arm.kind in ("real", "noise", "none")
                 for backbone in [""] if without else arm.backbones or campaign.backbones:
-                    layers = (campaign.settings, campaign.backbones.get(backbone, {}), of_student, arm.settings)
+                    named: tuple[Settings, ...] = ({"student": {"spec": student}},)
+                    named += () if without else ({"synthesis": {"backbone": backbone}},)
+                    of_backbone = campaign.backbones.get(backbone, {})
+                    layers = (*named, campaign.settings, of_backbone, of_student, arm.settings)
                     place = {"arm": name, "kind": arm.kind, "backbone": backbone, "student": student, "seed": seed}
                     runs.append(Run(**place, settings=_overlaid(layers), equal_time=arm.equal_time))
     return sorted(runs, key=lambda run: run.equal_time is not None)
+
+
+def settled(run: Run) -> BuildConfig:
+    """Return the configuration of a run, with what its kind needs."""
+    config = run.config()
+    if run.kind == "ann":
+        plan = config.distill.model_copy(update={"revive": False})
+        return config.model_copy(update={"timesteps": 1, "distill": plan})
+    if run.kind in ("real", "noise"):
+        synthesis = config.synthesis.model_copy(update={"backbone": run.kind, "options": {}, "objectives": {}})
+        return config.model_copy(update={"method": "bn", "synthesis": synthesis})
+    return config
+
+
+def _check_runs(path: Path, runs: list[Run]) -> None:
+    """Refuse what would be found out after hours, or never."""
+    names = Counter(run.name for run in runs)
+    if not runs:
+        raise ConfigError(str(path), "no run", "at least one backbone, one student and one arm that goes with them")
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise ConfigError(str(path), f"two runs called {', '.join(twice)}", "one run for each name and seed")
+    odd = _odd(part for run in runs for part in (run.arm, run.student, run.backbone))
+    if odd:
+        raise ConfigError(str(path), odd, "names of letters, digits, space and : + . , - _, as they name files")
+    waiting = {run.name for run in runs if run.equal_time is not None}
+    for run in runs:
+        config = run.config()
+        if config.distill.budget is not None:
+            raise ConfigError(f"{path}: {run.name}", f"distill.budget {config.distill.budget:g} s", "distill.steps")
+        if run.kind == "ann" and config.student.spec == "inherit":
+            raise ConfigError(f"{path}: {run.name}", "an ANN that inherits", "another student: that is the teacher")
+        needed = run.needs()
+        if any(name in waiting or name not in names for name in needed):
+            raise ConfigError(
+                f"{path}: arms.{run.arm}.equal_time", " and ".join(needed), "runs of the campaign, of fixed steps",
+                "limit the arm to the students and backbones that both arms have",
+            )  # fmt: skip
+
+
+def _odd(names: Iterable[str]) -> str:
+    return ", ".join(sorted({name for name in names if name and not NAME.fullmatch(name)}))
 
 
 def _overlaid(layers: tuple[Settings, ...]) -> Settings:

@@ -22,8 +22,9 @@ COLOURS = ("#1f4e79", "#c55a11", "#548235", "#7f6000", "#7030a0")
 def draw(summary: Mapping[str, Any], results: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     """Write the plots that the results allow, and return their files."""
     files = [_accuracies(summary, folder / "accuracy.png")]
-    if any(row["paired"] and row["paired"]["low"] is not None for row in summary["rows"]):
-        files.append(_differences(summary, folder / "differences.png"))
+    compared = _compared(summary)
+    if compared:
+        files.append(_differences(summary, compared, folder / "differences.png"))
     if any("tail_error" in result["mechanism"] for result in results):
         files.append(_tails(summary, results, folder / "tails.png"))
     return files
@@ -40,9 +41,15 @@ def _accuracies(summary: Mapping[str, Any], file: Path) -> Path:
     return _finished(figure, axes, rows, f"accuracy [%] on the {summary['evaluated_on']} images", summary, file)
 
 
-def _differences(summary: Mapping[str, Any], file: Path) -> Path:
+def _compared(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what has an interval, from below; an ANN is further from the baseline than any arm from another."""
+    rows = [row for row in summary["rows"] if row["kind"] != "ann"]
+    rows += [{**row, "arm": f"{row['arm']} against {row['against']}"} for row in summary["comparisons"]]
+    return [row for row in rows[::-1] if row["paired"] and row["paired"]["low"] is not None]
+
+
+def _differences(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], file: Path) -> Path:
     """Paired differences from the baseline with their 95 % t intervals."""
-    rows = [row for row in summary["rows"][::-1] if row["paired"] and row["paired"]["low"] is not None]
     figure, axes = pyplot.subplots(figsize=(8, 1.2 + INCHES_A_ROW * len(rows)), layout="constrained")
     axes.axvline(0, color="gray", linewidth=1)
     for place, row in enumerate(rows):

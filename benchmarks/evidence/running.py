@@ -14,8 +14,9 @@ from typing import Any
 
 from processes import worker_environment
 
-from evidence.planning import Campaign, Run, plan_runs
-from stars_deploy.artifacts import write_json
+from evidence.planning import Campaign, Run, plan_runs, settled
+from stars_deploy.artifacts import read_json, sha256, write_json
+from stars_deploy.errors import ArtifactError
 
 #: Where the process of a run finds its module.
 SCRIPTS = Path(__file__).resolve().parents[1]
@@ -26,18 +27,43 @@ class Place:
     """Where a campaign's files are, and what its runs read."""
 
     folder: Path
-    teacher: Path
+    teacher: Path | None
     root: Path | None
-    sources: str
 
     def result(self, name: str) -> Path:
         """Return the path of a run's result."""
         return self.folder / f"{name}.json"
 
     def results(self, campaign: Campaign) -> dict[str, dict[str, Any]]:
-        """Return the results that are there, by name, of runs that the campaign asks for."""
-        names = [run.name for run in plan_runs(campaign)]
-        return {name: json.loads(self.result(name).read_text()) for name in names if self.result(name).is_file()}
+        """Return the results that are there, by name, of runs that the campaign asks for.
+
+        Raises
+        ------
+        ArtifactError
+            If one is of a run with other settings, another teacher or other images.
+        """
+        found = {}
+        for run in plan_runs(campaign):
+            if self.result(run.name).is_file():
+                found[run.name] = read_json(self.result(run.name))
+                self._check(campaign, run, found[run.name])
+        return found
+
+    def _check(self, campaign: Campaign, run: Run, result: Mapping[str, Any]) -> None:
+        expected: dict[str, Any] = {"evaluated_on": campaign.evaluate, "dataset": campaign.dataset, "kind": run.kind}
+        if campaign.evaluate == "validation":
+            expected["samples"] = campaign.validation_images
+        if self.teacher is not None:
+            expected["teacher"] = {"sha256": sha256(self.teacher)}
+        expected["config"] = settled(run).model_dump(mode="json", include=set(result.get("config", {})))
+        if run.equal_time is not None:
+            expected["config"].get("distill", {}).pop("steps", None)
+        other = differences(result, expected)
+        if other:
+            raise ArtifactError(
+                str(self.result(run.name)), f"is of another campaign: {'; '.join(other)}", "the campaign's settings",
+                "choose another folder with --out, or remove this file to do the run again",
+            )  # fmt: skip
 
 
 def run_campaign(campaign: Campaign, place: Place, workers: int, report: Callable[[str], None]) -> list[str]:
@@ -45,13 +71,14 @@ def run_campaign(campaign: Campaign, place: Place, workers: int, report: Callabl
 
     Each is a process with one thread, `workers` at a time. A run that was interrupted goes on from its checkpoint.
     """
-    waiting = [run for run in plan_runs(campaign) if not place.result(run.name).is_file()]
+    done = place.results(campaign)
+    waiting = [run for run in plan_runs(campaign) if run.name not in done]
     running: dict[str, tuple[Run, subprocess.Popen[bytes], float]] = {}
     failed: list[str] = []
     (place.folder / "work").mkdir(parents=True, exist_ok=True)
     try:
         while waiting or running:
-            while len(running) < workers and (ready := _next_ready(waiting, place, failed, running)) is not None:
+            while len(running) < workers and (ready := _next_ready(waiting, place)) is not None:
                 waiting.remove(ready)
                 running[ready.name] = (ready, _start(campaign, place, ready), time.monotonic())
                 report(f"{ready.name}: started, {len(waiting)} waiting")
@@ -67,6 +94,8 @@ def run_campaign(campaign: Campaign, place: Place, workers: int, report: Callabl
     finally:
         for _, process, _ in running.values():
             process.terminate()
+        for _, process, _ in running.values():
+            process.wait()
     return failed
 
 
@@ -75,15 +104,31 @@ def resolve_equal_time(run: Run, results: Mapping[str, Mapping[str, Any]]) -> Ru
     if run.equal_time is None:
         return run
     longer, base = (results[run.sibling(arm)] for arm in (run.equal_time.arm, run.equal_time.base))
-    steps = round(base["steps"] * longer["seconds"]["cpu"] / base["seconds"]["cpu"])
+    steps = round(base["steps"] * cpu_seconds(longer) / max(cpu_seconds(base), 1e-3))
     distil = {**run.settings.get("distill", {}), "steps": max(steps, 1)}
     return run.model_copy(update={"settings": {**run.settings, "distill": distil}})
 
 
-def _next_ready(waiting: list[Run], place: Place, failed: list[str], running: Mapping[str, Any]) -> Run | None:
+def cpu_seconds(result: Mapping[str, Any]) -> float:
+    """Return the CPU time of a whole run [s]; steps of processes that were interrupted count like the others."""
+    measured = result["steps"] - result["seconds"].get("resumed_at", 0)
+    return float(result["seconds"]["cpu"] * result["steps"] / measured if measured else result["seconds"]["cpu"])
+
+
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any], where: str = "") -> list[str]:
+    """Return how `found` differs from `expected` in what both have: a setting newer than a result is no difference."""
+    texts = []
+    for key in sorted(found.keys() & expected.keys()):
+        if isinstance(found[key], Mapping) and isinstance(expected[key], Mapping):
+            texts += differences(found[key], expected[key], f"{where}{key}.")
+        elif found[key] != expected[key]:
+            texts.append(f"{where}{key} {found[key]}, now {expected[key]}")
+    return texts
+
+
+def _next_ready(waiting: list[Run], place: Place) -> Run | None:
     for run in waiting:
-        wanted = [] if run.equal_time is None else [run.sibling(run.equal_time.arm), run.sibling(run.equal_time.base)]
-        if all(place.result(name).is_file() for name in wanted):
+        if all(place.result(name).is_file() for name in run.needs()):
             return run
     return None
 
@@ -95,7 +140,7 @@ def _start(campaign: Campaign, place: Place, run: Run) -> subprocess.Popen[bytes
         "teacher": str(place.teacher), "dataset": campaign.dataset,
         "root": None if place.root is None else str(place.root),
         "evaluate": campaign.evaluate, "validation_images": campaign.validation_images,
-        "result": str(place.result(run.name)), "sources": place.sources,
+        "result": str(place.result(run.name)),
     }  # fmt: skip
     write_json(request, asked)
     with open(request.with_suffix(".log"), "ab") as log:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import torch
 
 from evidence.arms import as_ann, register_all
 from evidence.mechanism import diagnose, gradient_ratios
-from evidence.planning import Run
+from evidence.planning import Run, settled
+from evidence.sources import sources
 from stars_deploy.artifacts import write_json
 from stars_deploy.config import BuildConfig
 from stars_deploy.data import EvaluationSet, load_dataset
 from stars_deploy.distill import Distiller
 from stars_deploy.distill.preview import PreviewSheets
+from stars_deploy.errors import ArtifactError
 from stars_deploy.pipeline.distilling import make_distiller
 from stars_deploy.provenance import versions
 from stars_deploy.teacher import Teacher, load_teacher
@@ -34,13 +37,12 @@ def main(request: Path) -> None:
     register_all()
     teacher = load_teacher(asked["teacher"])
     config = settled(run)
-    distiller = prepare(run, config, teacher)
+    checkpoint = request.with_suffix(".safetensors")
+    distiller = resumed(lambda: prepare(run, config, teacher), checkpoint)
     if run.kind == "real":
         training = load_dataset(asked["dataset"], asked["root"], train=True)
         distiller.source.images = torch.from_numpy(training.images[asked["validation_images"] :])
-    checkpoint = request.with_suffix(".safetensors")
-    if checkpoint.exists():
-        distiller.restore(checkpoint)
+    resumed_at = distiller.step
     began, cpu = time.perf_counter(), time.process_time()
     if run.kind == "none":
         distiller.student.eval()
@@ -51,24 +53,23 @@ def main(request: Path) -> None:
         "wall": time.perf_counter() - began,
         "cpu": time.process_time() - cpu,
         **distiller.seconds,
-        # Of the process that finished: a run that was interrupted took longer.
-        "resumed": checkpoint.exists(),
+        # All these are of the process that finished: of a run that was interrupted, from this step on.
+        "resumed_at": resumed_at,
     }
     write_json(Path(asked["result"]), describe(asked, run, config, distiller, spent))
     checkpoint.unlink(missing_ok=True)
 
 
-def settled(run: Run) -> BuildConfig:
-    """Return the configuration of a run, with what its kind needs."""
-    config = run.config()
-    if run.kind == "ann":
-        return config.model_copy(
-            update={"timesteps": 1, "distill": config.distill.model_copy(update={"revive": False})}
-        )
-    if run.kind in ("real", "noise"):
-        synthesis = config.synthesis.model_copy(update={"backbone": run.kind, "options": {}, "objectives": {}})
-        return config.model_copy(update={"method": "bn", "synthesis": synthesis})
-    return config
+def resumed(make: Callable[[], Distiller], checkpoint: Path) -> Distiller:
+    """Return a distiller that goes on from a checkpoint, if there is one that belongs to it; else at its start."""
+    distiller = make()
+    if checkpoint.exists():
+        try:
+            distiller.restore(checkpoint)
+        except ArtifactError as error:
+            print(f"begun anew: {error}", file=sys.stderr)
+            return make()
+    return distiller
 
 
 def prepare(run: Run, config: BuildConfig, teacher: Teacher) -> Distiller:
@@ -93,18 +94,19 @@ def describe(
     return {
         "arm": run.arm, "kind": run.kind, "backbone": run.backbone, "student": run.student, "seed": run.seed,
         "accuracy": accuracy(student, held), "samples": len(held.labels), "evaluated_on": asked["evaluate"],
+        "dataset": asked["dataset"],
         "teacher": {"spec": teacher.spec, **teacher.weights},
         "config": config.model_dump(mode="json", include={"student", "method", "synthesis", "distill", "timesteps"}),
         "objectives": {
             name: setting.model_dump(mode="json") for name, setting in distiller.source.scorer.settings.items()
         },
         "steps": distiller.step, "images": distiller.pool.added,
-        "seconds": {name: round(value, 1) if isinstance(value, float) else value for name, value in spent.items()},
+        "seconds": {name: round(value, 3) if isinstance(value, float) else value for name, value in spent.items()},
         "mechanism": {
             **diagnose(teacher, student, real, synthetic), "gradient_ratios": gradient_ratios(distiller.history)
         },
         "last_round": distiller.history[-1] if distiller.history else {},
-        "sources": asked["sources"], "versions": versions(),
+        "sources": sources(), "versions": versions(),
         "note": "RCA and TAR reconstructed from the abstract; the formulas are ours",
     }  # fmt: skip
 
@@ -113,7 +115,7 @@ def accuracy(student: Any, data: EvaluationSet, batch: int = 500) -> float:
     """Return the share of right answers."""
     with torch.no_grad():
         parts = [student(part).mean_logits().argmax(1) for part in torch.from_numpy(data.images).split(batch)]
-    return float((torch.cat(parts) == torch.from_numpy(data.labels)).float().mean())
+    return float((torch.cat(parts) == torch.from_numpy(data.labels)).double().mean())
 
 
 if __name__ == "__main__":
