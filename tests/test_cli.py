@@ -190,7 +190,8 @@ def test_interrupt_exits_2_and_leaves_nothing_half_written(tmp_path):
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 2, stderr
     assert "--resume" in stderr and "Traceback" not in stderr
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "checkpoint.safetensors"}
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"config.yaml", "checkpoint.safetensors", "distill.jsonl", "previews"}
 
 
 def test_full_disk_exits_2_and_leaves_nothing_half_written(tmp_path):
@@ -204,4 +205,7 @@ def test_full_disk_exits_2_and_leaves_nothing_half_written(tmp_path):
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 2, stderr
     assert "could not be written" in stderr and "free some space" in stderr
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml"}
+    left = {path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*")}
+    assert left <= {"config.yaml", "distill.jsonl", "previews"}
+    for line in (tmp_path / "run" / "distill.jsonl").read_text().splitlines():
+        json.loads(line)  # whole

@@ -45,7 +45,7 @@ def settings(**changes):
     """A build of a few seconds."""
     base = {
         "data": {"name": "digits"},
-        "distill": {"steps": 30, "checkpoint_every": 10},
+        "distill": {"steps": 40, "checkpoint_every": 10},
         "synthesis": {"batch": 64, "options": {"warmup_steps": 20}},
         "held_out_images": 64,
         "targets": ["netx", "onnx", "nir"],
@@ -54,6 +54,12 @@ def settings(**changes):
         "sweep": [1],
     }
     return load_config(None, {**base, **changes})
+
+
+def digests(folder):
+    """Return the SHA-256 of every file in a folder, by its path."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
 class Recorder(Observer):
@@ -119,9 +125,10 @@ def test_report_accuracy_is_that_of_the_artefacts(built):
 def test_manifest_covers_every_file(built):
     directory = built[0].directory
     manifest = json.loads((directory / "manifest.json").read_text())
-    files = {path.name for path in directory.iterdir()} - {"manifest.json"}
+    files = set(digests(directory)) - {"manifest.json"}
     assert set(manifest["files"]) == files
     assert files == {
+        "previews/step-000010.png", "previews/step-000040.png",
         "config.yaml", "distill.jsonl", "graph.npz", "model.net", "model.nir", "model.npz", "model.onnx",
         "report.html", "report.json", "student.safetensors", "synthetic.npz",
     }  # fmt: skip
@@ -168,10 +175,11 @@ def test_interrupted_build_resumes_to_the_same_bits(built, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         build(settings(), out, observer=StopsAt(20))
     left = {path.name for path in out.iterdir()}
-    assert left == {"config.yaml", "checkpoint.safetensors"}
+    assert left == {"config.yaml", "checkpoint.safetensors", "distill.jsonl", "previews"}
+    assert len((out / "distill.jsonl").read_text().splitlines()) == 1  # that of the round before
     recorder = Recorder()
     build(settings(), out, resume=True, observer=recorder)
-    assert recorder.notes == ["resumed at step 10 of 30"]
+    assert recorder.notes == ["resumed at step 10 of 40"]
     assert sha256(out / "student.safetensors") == sha256(built[0].directory / "student.safetensors")
     assert not (out / "checkpoint.safetensors").exists()
 
@@ -185,10 +193,10 @@ def test_resume_skips_a_finished_distillation(copied):
 
 
 def test_other_settings_do_not_overwrite(copied):
-    before = {path.name: sha256(path) for path in copied.iterdir()}
+    before = digests(copied)
     with pytest.raises(ConfigError, match="--overwrite"):
         build(settings(timesteps=2), copied)
-    assert {path.name: sha256(path) for path in copied.iterdir()} == before
+    assert digests(copied) == before
     result = build(settings(timesteps=2), copied, overwrite=True)
     assert result.report["counts"]["timesteps"] == 2
 
@@ -208,10 +216,10 @@ def test_overwrite_goes_over_settings_that_cannot_be_read(copied):
 
 
 def test_export_into_a_build_is_refused(copied):
-    before = {path.name: sha256(path) for path in copied.iterdir()}
+    before = digests(copied)
     with pytest.raises(ConfigError, match="holds a build"):
         export_model(copied / "student.safetensors", ["netx"], copied, bits=4)
-    assert {path.name: sha256(path) for path in copied.iterdir()} == before
+    assert digests(copied) == before
 
 
 def test_resume_needs_a_build(tmp_path):

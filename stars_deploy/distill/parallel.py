@@ -12,10 +12,10 @@ import contextlib
 import datetime
 import os
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn import functional as communication
 from torch.nn.parallel import DistributedDataParallel
 
 from stars_deploy.errors import ConfigError
@@ -122,9 +122,9 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
             return normalised
         axes = [0, 2, 3]
         count = values.numel() // self.num_features * distributed.get_world_size()
-        mean = communication.all_reduce(values.sum(axes)) / count  # type: ignore[no-untyped-call]
+        mean = _summed(values.sum(axes)) / count
         centred = values - mean.view(1, -1, 1, 1)
-        var = communication.all_reduce(centred.square().sum(axes)) / count  # type: ignore[no-untyped-call]
+        var = _summed(centred.square().sum(axes)) / count
         self._remember(mean.detach(), var.detach() * count / (count - 1))
         scale = (var + self.eps).rsqrt() * self.weight
         return torch.addcmul(self.bias.view(1, -1, 1, 1), centred, scale.view(1, -1, 1, 1))
@@ -135,6 +135,27 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
             self.running_var.lerp_(var, self.momentum)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked += 1
+
+
+class _Summed(torch.autograd.Function):
+    """The sum over all processes, and of their gradients (importing torch.distributed.nn for it writes files)."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        distributed.all_reduce(total)
+        return total
+
+
+def _summed(values: Tensor) -> Tensor:
+    total: Tensor = _Summed.apply(values)  # type: ignore[no-untyped-call]
+    return total
 
 
 @contextlib.contextmanager

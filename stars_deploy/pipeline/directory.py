@@ -144,8 +144,11 @@ class RunDirectory:
     def seal(self) -> None:
         """Write the manifest of everything in the folder, which ends a build."""
         self.file(CHECKPOINT).unlink(missing_ok=True)
-        files = sorted(path for path in self.path.iterdir() if path.is_file() and not path.name.startswith("."))
-        entries = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files}
+        files = sorted(path for path in self.path.rglob("*") if path.is_file() and not path.name.startswith("."))
+        entries = {
+            path.relative_to(self.path).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
+            for path in files
+        }
         write_json(self.file(MANIFEST), {"files": entries, "versions": versions()})
 
     def report(self) -> dict[str, Any]:
