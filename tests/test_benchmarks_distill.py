@@ -110,3 +110,12 @@ def test_wrong_options_are_refused():
     with pytest.raises(SystemExit) as refused:
         distill.main(["--seconds", "-1"])
     assert refused.value.code == 2
+
+
+@pytest.mark.slow
+def test_spikingjelly_says_what_the_student_says(peer_python):
+    bench = distill.Bench(seconds=0.1, spikingjelly=str(peer_python("spikingjelly")))
+    answers = distill.measure_step(bench, "vgg:16-32-64")
+    for peer in ("train_norse", "train_spikingjelly"):
+        assert answers[peer]["agrees_with"] == "our student's logits, up to rounding", answers[peer]
+    assert all("samples_per_second" in answer for answer in answers.values())
