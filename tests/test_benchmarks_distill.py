@@ -72,7 +72,7 @@ def test_shares_add_up():
 
 
 def fake(speeds, wrong=""):
-    def answer(peer, request, python=sys.executable):
+    def answer(peer, request, python=sys.executable, environment=None):
         if peer == "synthesis":
             return (
                 {"shares": {"a": 1.0}} if request.get("shares") else {"samples_per_second": 10.0, "wall": {"median": 1}}

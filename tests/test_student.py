@@ -153,6 +153,26 @@ def test_fused_path_has_the_values_and_gradients_of_the_plain_one(teacher, bias,
     hook.remove()
 
 
+def test_flattening_maps_of_any_layout_has_the_values_and_gradients_of_the_plain_one(teacher):
+    torch.manual_seed(2)
+    linear = nn.Linear(3 * 4 * 4, 10)
+    student = Student([nn.Conv2d(1, 3, 3, 2, 1), SpikingLayer(NeuronModel()), nn.Flatten(), linear], teacher.input, 2)
+    student.double()
+    called = []
+    linear.register_forward_hook(lambda *_: called.append(1))
+    output = student(torch.rand(5, 1, 8, 8, dtype=torch.float64))
+    assert not called  # the path without a copy of the maps ran
+    plain = linear(output.spikes[0].flatten(0, 1).contiguous().flatten(1)).unflatten(0, (2, 5))
+    weights = torch.randn_like(plain)
+    assert torch.allclose(output.logits, plain, atol=1e-12)
+    for one, other in zip(
+        torch.autograd.grad((output.logits * weights).sum(), [*linear.parameters()], retain_graph=True),
+        torch.autograd.grad((plain * weights).sum(), [*linear.parameters()]),
+        strict=True,
+    ):
+        assert torch.allclose(one, other, atol=1e-12)
+
+
 def test_students_of_a_spec_are_built_and_wrong_ones_refused(teacher):
     student, scales = build_student(teacher, "vgg:4-6x2", 4, NeuronModel())
     assert scales == []

@@ -22,6 +22,7 @@ from stars_deploy.distill import Distiller
 from stars_deploy.distill.preview import PreviewSheets
 from stars_deploy.errors import ArtifactError
 from stars_deploy.pipeline.distilling import make_distiller
+from stars_deploy.pipeline.runtime import prepare_torch
 from stars_deploy.provenance import versions
 from stars_deploy.teacher import Teacher, load_teacher
 
@@ -33,7 +34,7 @@ def main(request: Path) -> None:
     """Do the run that a request describes, and write its result."""
     asked = json.loads(request.read_text(encoding="utf-8"))
     run = Run.model_validate(asked["run"])
-    torch.set_num_threads(1)
+    prepare_torch(1)
     register_all()
     teacher = load_teacher(asked["teacher"])
     config = settled(run)

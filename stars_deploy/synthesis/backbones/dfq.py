@@ -1,4 +1,4 @@
-"""``dfq``: one generator, trained a step at a time against the student: the cheapest."""
+"""``dfq``: one generator, trained on against the student, that makes many images of each state."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class DfqOptions(Section):
     batches of images, which cost a forward pass each.
     """
 
-    generator_steps: Annotated[int, Field(ge=1)] = 1
-    warmup_steps: Annotated[int, Field(ge=0)] = 200
+    generator_steps: Annotated[int, Field(ge=1)] = 5
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
     fresh: Annotated[int, Field(ge=1)] = 4
     latent: Annotated[int, Field(ge=1)] = 64
     width: Annotated[int, Field(ge=1)] = 16
-    generator_rate: Annotated[float, Field(gt=0)] = 1e-3
+    generator_rate: Annotated[float, Field(gt=0)] = 3e-3
 
 
 class DfqBackbone(Backbone):
@@ -57,7 +57,7 @@ class DfqBackbone(Backbone):
         self.register_buffer("rounds", torch.zeros((), dtype=torch.int64))
 
     def synthesize(self, student: Student, pool: ImagePool, progress: float) -> SynthesizedBatch:
-        """Train the generator a step, and return several batches of its images."""
+        """Train the generator for a round, and return several batches of its images."""
         terms: dict[str, float] = {}
         warm = 0 if int(self.rounds) else self.options.warmup_steps
         self.generator.train()
