@@ -22,7 +22,7 @@ from environments import EnvironmentFailedError, make_environment
 from goals import Goal
 from layout import format_table, rounded
 from machine import describe_machine
-from processes import ask_worker
+from processes import ask_worker, end_workers_when_terminated
 
 from stars_deploy.synthesis.registry import backbone_names
 
@@ -190,4 +190,5 @@ def _speed(answer: Answer) -> list[str]:
 
 
 if __name__ == "__main__":
+    end_workers_when_terminated()
     sys.exit(main())

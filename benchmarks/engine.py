@@ -20,6 +20,7 @@ from goals import judge
 from layout import format_report
 from machine import describe_machine
 from networks import NETWORKS
+from processes import end_workers_when_terminated
 
 SCHEMA = 1
 NAMES = (*(network.name for network in NETWORKS), *SECTIONS, "lif")
@@ -112,4 +113,5 @@ def is_wrong(network: dict[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
+    end_workers_when_terminated()
     sys.exit(main())

@@ -18,7 +18,7 @@ from typing import Any
 from goals import Goal
 from layout import format_table, rounded
 from machine import describe_machine
-from processes import ask_worker
+from processes import ask_worker, end_workers_when_terminated
 
 SCHEMA = 1
 BATCHES = (1, 2, 4, 8, 64, 256)
@@ -162,4 +162,5 @@ def format_report(results: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    end_workers_when_terminated()
     sys.exit(main())

@@ -66,6 +66,11 @@ def ask_worker(
         return {"reason": f"its process ended with code {code}: {lines[-1] if lines else 'no output'}"}
 
 
+def end_workers_when_terminated() -> None:
+    """Let SIGTERM interrupt this process as Ctrl-C does: without it nothing ends the workers, which go on alone."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def worker_environment(threads: int) -> dict[str, str]:
     """Return this process's environment with every library limited to `threads` threads."""
     return {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -17,6 +17,7 @@ from evidence.planning import Campaign, load_campaign, plan_runs
 from evidence.plots import draw
 from evidence.running import Place, run_campaign
 from evidence.summary import markdown, summarize
+from processes import end_workers_when_terminated
 
 from stars_deploy.artifacts import existing_file, write_json, written_whole
 from stars_deploy.errors import StarsDeployError
@@ -99,4 +100,5 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    end_workers_when_terminated()
     sys.exit(main())

@@ -16,6 +16,7 @@ from stars_deploy.config import load_section
 from stars_deploy.data import load_dataset
 from stars_deploy.distill import Distiller
 from stars_deploy.norms import norm_statistics
+from stars_deploy.spiking import StudentOutput
 from stars_deploy.student import NeuronModel, build_student
 from stars_deploy.synthesis import registry
 from stars_deploy.synthesis.objective import Observation
@@ -301,6 +302,32 @@ def test_dead_and_saturated_channels_are_counted(teacher, digits):
     assert seen["saturated"][0] == pytest.approx(2 / channels)
     rates = student(digits[:100]).rates()[0].transpose(0, 1).flatten(1).mean(1)
     assert seen["rates"][0] == pytest.approx(float(rates.mean()), rel=1e-4)
+
+
+def test_agreement_and_rates_are_those_of_the_spikes(teacher, digits):
+    """Just beside the bounds: one spike in 400 is not dead, ``SATURATED`` of the time not yet saturated."""
+    images = digits[:100]
+    answers = teacher.predict(images)
+    answers[:25] = (answers[:25] + 1) % 10
+    spikes = torch.zeros(4, 100, 4, 1, 1)
+    spikes[0, 0, 1] = 1
+    most = round(mechanism.SATURATED * 400)
+    assert most == pytest.approx(mechanism.SATURATED * 400)
+    spikes[:, :, 2:] = torch.stack([_first(most), _first(most + 1)], 2)[..., None, None]
+    logits = torch.nn.functional.one_hot(answers, 10).float().expand(4, 100, 10)
+
+    def student(_):
+        return StudentOutput(logits=logits, spikes=(spikes,))
+
+    seen = mechanism._seen(teacher, student, images)
+    assert seen["agreement"] == pytest.approx(0.75)
+    assert seen["dead"] == [0.25]
+    assert seen["saturated"] == [0.25]
+
+
+def _first(count):
+    """Return (4, 100) values of which the first are 1."""
+    return (torch.arange(400) < count).float().view(4, 100)
 
 
 def test_diversity_is_within_classes(teacher, digits):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
+import sys
 import textwrap
 from functools import partial
+from pathlib import Path
 
 import pytest
 import stars
@@ -12,7 +16,7 @@ from evidence import running, worker
 from evidence.planning import load_campaign, plan_runs
 from evidence.running import run_campaign
 from evidence.summary import NOTE
-from evidence_campaigns import CAMPAIGN, place_in, small_campaign, write_campaign
+from evidence_campaigns import BENCHMARKS, CAMPAIGN, place_in, small_campaign, write_campaign
 from PIL import Image
 
 from stars_deploy.config import load_config
@@ -162,6 +166,30 @@ def test_an_interrupt_ends_the_processes(campaign, place, pretending, monkeypatc
     assert len(processes) == 2
     assert all(process.wait(60) is not None for process in processes)
     assert not place.result("vgg_fast_stars_seed0").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for the processes in /proc")
+def test_termination_ends_the_processes(write, tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "stars.py"), str(write()), "--teacher", str(DIGITS_WEIGHTS)]
+    with subprocess.Popen([*command, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True) as campaign:
+        assert "started" in campaign.stderr.readline()
+        assert workers_of(tmp_path)
+        campaign.terminate()
+        told = campaign.communicate(timeout=60)[1]
+    assert campaign.returncode == 130
+    assert "goes on where this one was" in told
+    assert not workers_of(tmp_path)
+
+
+def workers_of(folder):
+    """Return the processes whose command names a request in that folder."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            command = file.read_bytes()
+            if b"evidence.worker" in command and str(folder).encode() in command:
+                found.append(command)
+    return found
 
 
 def test_command_runs_what_is_missing_and_summarises(write, tmp_path, pretending, capsys, monkeypatch):
