@@ -17,10 +17,10 @@ import resource, torch
 from stars_deploy.pipeline.runtime import prepare_torch
 def faults():
     for _ in range(2):  # the heap grows to what is needed
-        torch.zeros(2**24)
+        torch.empty(2**24).fill_(1.0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(4):
-        torch.zeros(2**24)
+        torch.empty(2**24).fill_(1.0)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 plain = faults()
 prepare_torch(1)
