@@ -16,7 +16,7 @@ FAULTS = """
 import resource, torch
 from stars_deploy.pipeline.runtime import prepare_torch
 def faults():
-    for _ in range(2):  # the heap grows to what is needed
+    for _ in range(20):  # the heap grows a few times until aligned blocks find their place
         torch.empty(2**24).fill_(1.0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(4):
