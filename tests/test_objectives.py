@@ -259,6 +259,16 @@ def test_every_objective_falls_when_it_is_optimised_alone(name):
     assert float(loss(values)) < first - 0.2 * abs(first)
 
 
+@pytest.mark.parametrize("shape", [(5, 3, 2, 4), (6, 3)])
+def test_batch_statistics_have_the_gradients_of_the_formula(shape):
+    values = torch.tensor(RNG.normal(size=shape) + 2, requires_grad=True)
+    assert torch.autograd.gradcheck(batch_statistics, (values,))
+    axes = [axis for axis in range(len(shape)) if axis != 1]
+    mean, var = batch_statistics(values)
+    assert torch.allclose(mean, values.mean(axes))
+    assert torch.allclose(var, values.var(axes, unbiased=False))
+
+
 def test_absolute_norm_matching_is_the_published_sum():
     expected = sum(
         np.linalg.norm(values.mean((0, 2, 3)) - known.mean.numpy())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from stars_deploy.config import Section
 from stars_deploy.norms import NormStatistics, norm_statistics
@@ -69,10 +70,27 @@ class NormMatching(Objective):
 
 def batch_statistics(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return the means and biased variances, each (C,), of (B, C, ...)."""
-    axes = [axis for axis in range(values.ndim) if axis != 1]
-    mean = values.mean(axes, keepdim=True)
-    # Three times as fast as torch.var over these axes, gradient included.
-    return mean.flatten(), (values - mean).square().mean(axes)
+    mean, var = _Moments.apply(values)  # type: ignore[no-untyped-call]
+    return mean, var
+
+
+class _Moments(torch.autograd.Function):
+    """Two passes forward and one backward: torch.var, or the formula written out, take three times as long."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> tuple[Tensor, Tensor]:
+        axes = [axis for axis in range(values.ndim) if axis != 1]
+        mean = values.mean(axes, keepdim=True)
+        ctx.save_for_backward(values, mean)
+        return mean.flatten(), (values - mean).square_().mean(axes)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, of_mean: Tensor, of_var: Tensor) -> Tensor:
+        values, mean = ctx.saved_tensors
+        count = values.numel() // mean.numel()
+        slope = of_var.view(mean.shape) * (2 / count)  # d var / dz = 2 (z - mean) / count; d mean / dz = 1 / count
+        return torch.addcmul(of_mean.view(mean.shape) / count - slope * mean, values, slope)
 
 
 def match_norms(
