@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -25,6 +26,10 @@ THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 )
+#: Tells a worker which process it works for.
+PARENT_VARIABLE = "STARS_BENCHMARK_PARENT"
+#: Of ``prctl`` (linux/prctl.h).
+_PR_SET_PDEATHSIG = 1
 
 
 def ask_worker(
@@ -67,13 +72,24 @@ def ask_worker(
 
 
 def end_workers_when_terminated() -> None:
-    """Let SIGTERM interrupt this process as Ctrl-C does: without it nothing ends the workers, which go on alone."""
+    """Let SIGTERM interrupt this process as Ctrl-C does, so that it ends its workers."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def end_with_parent() -> None:
+    """Let the kernel end this worker when the process that asked for it ends, however that is (on Linux)."""
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(parent):  # it ended before it could be asked for
+        os._exit(1)
 
 
 def worker_environment(threads: int) -> dict[str, str]:
     """Return this process's environment with every library limited to `threads` threads."""
-    return {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "PYTHONDONTWRITEBYTECODE": "1"}
+    threaded = dict.fromkeys(THREAD_VARIABLES, str(threads))
+    return {**os.environ, **threaded, "PYTHONDONTWRITEBYTECODE": "1", PARENT_VARIABLE: str(os.getpid())}
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:

@@ -14,6 +14,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from processes import end_with_parent
+
 
 def answer_request(request: dict[str, Any]) -> dict[str, Any]:
     """Return the peer's figures, or ``{"reason": ...}`` where it cannot run here."""
@@ -29,6 +31,7 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     folder = Path(sys.argv[1])
     answer = answer_request(json.loads((folder / "request.json").read_text(encoding="utf-8")))
     (folder / "answer.json").write_text(json.dumps(answer), encoding="utf-8")

@@ -8,6 +8,9 @@ import signal
 import sys
 from pathlib import Path
 
+# Before torch is imported: two processes run the tests, and a second thread each would only be in the other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 from hypothesis import settings

@@ -61,7 +61,7 @@ def test_synthesis_is_measured(backbone):
 
 def test_shares_add_up():
     asked = {"seed": 3, "seconds": 0.0, "backbone": "fast", "teacher": "vgg:4-6", "student": "vgg:4-6", "shares": True}
-    shares = ask("synthesis", asked)["shares"]
+    shares = ask("synthesis", {**asked, "options": {"warmup_steps": 1, "width": 4}})["shares"]
     assert sum(shares.values()) == pytest.approx(1)
     assert {
         "synthesis: backward",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from processes import end_with_parent
 
 from evidence.arms import as_ann, register_all
 from evidence.mechanism import diagnose, gradient_ratios
@@ -120,4 +121,5 @@ def accuracy(student: Any, data: EvaluationSet, batch: int = 500) -> float:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     main(Path(sys.argv[1]))

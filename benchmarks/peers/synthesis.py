@@ -23,10 +23,10 @@ LONG = ("deepinversion", "cmi")
 def measure(request: dict[str, Any]) -> dict[str, Any]:
     """Time a backbone's rounds after its warm-up, or with ``request["shares"]`` the parts of whole rounds."""
     torch.set_num_threads(request["threads"])
-    config = load_config(
-        None, {"synthesis": {"backbone": request["backbone"]}, "student": {"spec": request["student"]}, "timesteps": 4,
-               "seed": request["seed"] % 2**31}
-    )  # fmt: skip
+    synthesis = {"backbone": request["backbone"], "options": request.get("options", {})}
+    student = {"spec": request["student"]}
+    settings = {"synthesis": synthesis, "student": student, "timesteps": 4, "seed": request["seed"] % 2**31}
+    config = load_config(None, settings)
     run = make_distiller(config, _teacher(request["teacher"]))
     if request["backbone"] not in LONG:
         run.synthesize()  # with the warm-up
