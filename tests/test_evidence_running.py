@@ -176,16 +176,22 @@ def test_however_the_command_ends_so_do_its_processes(write, tmp_path, how):
     command = [sys.executable, str(BENCHMARKS / "stars.py"), str(write()), "--teacher", str(DIGITS_WEIGHTS)]
     with subprocess.Popen([*command, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True) as campaign:
         assert "started" in campaign.stderr.readline()
-        assert workers_of(tmp_path)
+        assert wait_until(lambda: workers_of(tmp_path))
         campaign.send_signal(how)
         told = campaign.communicate(timeout=60)[1]
     if how == signal.SIGTERM:
         assert campaign.returncode == 130
         assert "goes on where this one was" in told
-    late = time.monotonic() + 30  # a process that has just started looks for its parent first
-    while workers_of(tmp_path) and time.monotonic() < late:
+    # One that has just started looks for its parent first.
+    assert wait_until(lambda: not workers_of(tmp_path))
+
+
+def wait_until(found, seconds=30):
+    """Return what is found as soon as there is something, or nothing after a while."""
+    late = time.monotonic() + seconds
+    while not found() and time.monotonic() < late:
         time.sleep(0.1)
-    assert not workers_of(tmp_path)
+    return found()
 
 
 def workers_of(folder):
