@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
+import importlib
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -41,6 +44,7 @@ class Parallel:
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank = rank
         self.world = world
+        self._averaged: weakref.WeakSet[_Averaged] = weakref.WeakSet()
 
     @property
     def leads(self) -> bool:
@@ -99,8 +103,41 @@ class Parallel:
         for place, layer in enumerate(student.layers):
             if isinstance(layer, nn.BatchNorm2d):
                 student.layers[place] = GlobalBatchNorm2d.of(layer)
+        averaged = _Averaged(student)
+        self._averaged.add(averaged)
+        return averaged
+
+    def leave(self) -> None:
+        """Part from the other processes; what :meth:`wrapped` returned cannot be called any more."""
+        for averaged in list(self._averaged):
+            averaged.module = None
+        gc.collect()  # the wrapper is part of cycles
+        # Its end waits for gloo's threads, which may need the GIL for a tensor's last reference. The backend's own
+        # handle gives the GIL up meanwhile, the group's does not: the former, fetched first, is to be the last one.
+        group: Any = distributed.group.WORLD
+        backend = group._get_backend(torch.device("cpu"))
+        del group
+        distributed.destroy_process_group()
+        del backend
+
+
+class _Averaged:
+    """A student whose gradients are averaged over all processes; until they part.
+
+    Whoever holds a DistributedDataParallel holds the process group and with it gloo's threads. One of them that still
+    has a tensor of Python's when the interpreter ends aborts the process (pytorch/pytorch#179291): so that leaving
+    ends the threads, only this object may hold the wrapper.
+    """
+
+    def __init__(self, student: Student) -> None:
         # Buffers are equal already: every process computed them from the same sums.
-        return DistributedDataParallel(student, broadcast_buffers=False)
+        self.module: DistributedDataParallel | None = DistributedDataParallel(student, broadcast_buffers=False)
+
+    def __call__(self, images: Tensor) -> StudentOutput:
+        if self.module is None:
+            raise RuntimeError("the processes have parted: train inside of `with processes()`")
+        output: StudentOutput = self.module(images)
+        return output
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
@@ -173,6 +210,9 @@ def processes(device: str = "cpu", environment: Mapping[str, str] = os.environ) 
         return
     # What is drawn and agreed upon is on the CPU in any case.
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    # Its functions' defaults are the group at the time of its import, which torch 2.14 does when DDP is first made:
+    # imported before there is a group, they keep none alive.
+    importlib.import_module("torch.distributed.nn.functional")
     try:
         distributed.init_process_group(
             backend, rank=rank, world_size=world, timeout=datetime.timedelta(seconds=PATIENCE)
@@ -182,10 +222,11 @@ def processes(device: str = "cpu", environment: Mapping[str, str] = os.environ) 
             "torchrun", f"the {world} processes do not find each other ({error})", "all of them started",
             "start with torchrun, on one machine: torchrun --standalone --nproc-per-node 2 -m stars_deploy build ...",
         ) from error  # fmt: skip
+    parallel = Parallel(rank, world)
     try:
-        yield Parallel(rank, world)
+        yield parallel
     finally:
-        distributed.destroy_process_group()
+        parallel.leave()
 
 
 def announced(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
