@@ -32,9 +32,10 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         run.synthesize()  # with the warm-up
     if request.get("shares"):
         return {"shares": _shares(run, request["seconds"])}
-    figures = measure_runs(run.synthesize, 1, request["seconds"], warm_up=0, fewest=1)
-    images = run.pool.added / len(run.history)
-    return {**figures, "samples": images, "samples_per_second": images * figures["samples_per_second"]}
+    round_ = measure_runs(run.synthesize, 1, request["seconds"], warm_up=0, fewest=1)
+    images = run.pool.added // len(run.history)
+    speed, cpu = images * round_["samples_per_second"], round_["cpu_seconds_per_sample"] / images
+    return {**round_, "samples": images, "samples_per_second": speed, "cpu_seconds_per_sample": cpu}
 
 
 def _teacher(name: str) -> Teacher:
