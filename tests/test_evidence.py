@@ -164,8 +164,7 @@ def test_committed_campaigns_are_understood():
     assert {"digits-smoke", "fashion-mnist-quality"} <= {file.stem for file in files}
     for file in files:
         loaded = load_campaign(file)
-        names = [run.name for run in plan_runs(loaded)]
-        assert len(names) == len(set(names)) >= len(loaded.seeds) * len(loaded.arms) / 2, file
+        assert len(plan_runs(loaded)) >= len(loaded.seeds) * len(loaded.arms) / 2, file
 
 
 def test_equal_time_gives_the_steps_that_the_other_arm_had_time_for(campaign):

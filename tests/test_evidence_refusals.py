@@ -158,12 +158,53 @@ def test_steps_of_equal_time_are_no_difference(campaign, place):
     assert len(place.results(loaded)) == 3
 
 
+def test_results_of_a_method_with_other_weights_are_refused(tmp_path, campaign, place):
+    """The configuration names the method alone; what it weighs is in its own file, which may have changed."""
+    method = tmp_path / "method.yaml"
+    method.write_text("title: m\norigin: o\nobjectives: {tar: {weight: 0.5}}\n")
+    loaded = campaign(arms={**CAMPAIGN["arms"], "backbone": {"settings": {"method": str(method)}}}, seeds=[0])
+    _do(place, loaded, plan_runs(loaded)[0])
+    assert len(place.results(loaded)) == 1
+    method.write_text("title: m\norigin: o\nobjectives: {tar: {weight: 0.2}}\n")
+    with pytest.raises(ArtifactError, match=r"objectives .*0\.5.*now .*0\.2"):
+        place.results(loaded)
+
+
+def _checkpoint(place, campaign, run, made_by):
+    request = place.folder / "work" / f"{run.name}.json"
+    asked = {"dataset": campaign.dataset, "root": None, "evaluate": campaign.evaluate}
+    return worker.checkpoint_of(request, made_by, {**asked, "validation_images": campaign.validation_images})
+
+
+def test_a_checkpoint_of_other_sources_or_images_is_removed(campaign, place):
+    loaded = campaign(seeds=[0])
+    run, other = plan_runs(loaded)[:2]
+    own, beside = _checkpoint(place, loaded, run, "a"), _checkpoint(place, loaded, other, "a")
+    for path in (own, beside):
+        path.write_bytes(b"")
+    assert _checkpoint(place, loaded, run, "a") == own
+    assert own.exists()
+    assert _checkpoint(place, loaded, run, "b") != own
+    assert not own.exists()
+    assert beside.exists()
+    own.write_bytes(b"")
+    assert _checkpoint(place, campaign(seeds=[0], validation_images=301), run, "a") != own
+    assert not own.exists()
+
+
+def test_sources_are_those_at_the_beginning(campaign, place, monkeypatch):
+    loaded = campaign(seeds=[0])
+    answers = iter(["before", "after"])
+    monkeypatch.setattr(worker, "sources", lambda: next(answers))
+    assert _do(place, loaded, plan_runs(loaded)[0])["sources"] == "before"
+
+
 def test_a_checkpoint_of_other_settings_is_begun_anew(campaign, place, capsys):
     loaded = campaign(seeds=[0])
     run = plan_runs(loaded)[0]
     whole = _do(place, loaded, run)
     place.result(run.name).unlink()
-    (place.folder / "work" / f"{run.name}.safetensors").write_bytes(b"of another time")
+    _checkpoint(place, loaded, run, worker.sources()).write_bytes(b"of another time")
     again = _do(place, loaded, run)
     assert "begun anew" in capsys.readouterr().err
     assert (again["accuracy"], again["seconds"]["resumed_at"]) == (whole["accuracy"], 0)

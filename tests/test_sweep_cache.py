@@ -95,6 +95,11 @@ def test_the_code_is_every_source_file(monkeypatch, tmp_path):
     first = digest()
     (package / "targets" / "notes.txt").write_text("not code")
     assert digest() == first
+    (package / "targets" / "preset.yaml").write_text("weight: 1")
+    with_preset = digest()
+    (package / "targets" / "preset.yaml").write_text("weight: 2")
+    assert len({first, with_preset, digest()}) == 3
+    (package / "targets" / "preset.yaml").unlink()
     (package / "targets" / "reference.py").write_text("a = 2\n")
     second = digest()
     (package / "targets" / "reference.py").rename(package / "reference.py")

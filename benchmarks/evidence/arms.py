@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evidence.planning import Run, settled
 from stars_deploy.errors import ConfigError
+from stars_deploy.pipeline.distilling import objectives_in_force
 from stars_deploy.spiking import SpikingLayer, Student, StudentOutput
 from stars_deploy.synthesis.backbone import Backbone, SynthesizedBatch
-from stars_deploy.synthesis.objective import Observation
 from stars_deploy.synthesis.objectives import RelationalConsistency, TailMatching
 from stars_deploy.synthesis.registry import register_backbone, register_objective
 
@@ -21,6 +22,7 @@ class RealImages(Backbone):
 
     name = "real"
     base_weights = {"bn": 1.0}  # noqa: RUF012  # asked for by the registry, never looked at
+    minimizes = False
     images: Tensor
 
     def synthesize(self, student: Student, pool: Any, progress: float) -> SynthesizedBatch:
@@ -86,6 +88,12 @@ def register_all() -> None:
     register_objective(PermutedRelations)
 
 
+def objectives_of(run: Run) -> dict[str, Any]:
+    """Return the objectives that a run's images are to satisfy, as its method and settings say now."""
+    register_all()
+    return objectives_in_force(settled(run))
+
+
 def as_ann(student: Student) -> AnnStudent:
     """Return the ANN of the same layers and initial weights."""
     return AnnStudent(list(student.layers), student.form, 1)
@@ -93,6 +101,3 @@ def as_ann(student: Student) -> AnnStudent:
 
 def _fixed() -> torch.Generator:
     return torch.Generator().manual_seed(20260527)
-
-
-__all__ = ["AnnStudent", "Observation", "PermutedRelations", "RealImages", "ShuffledTails", "as_ann", "register_all"]

@@ -18,6 +18,8 @@ from evidence.planning import Campaign, Run, plan_runs, settled
 from stars_deploy.artifacts import read_json, sha256, write_json
 from stars_deploy.errors import ArtifactError
 
+#: Kinds of runs whose images are made by objectives.
+IMAGES_OF_OBJECTIVES = ("distill", "ann")
 #: Where the process of a run finds its module.
 SCRIPTS = Path(__file__).resolve().parents[1]
 
@@ -59,6 +61,11 @@ class Place:
         if run.equal_time is not None:
             expected["config"].get("distill", {}).pop("steps", None)
         other = differences(result, expected)
+        if run.kind in IMAGES_OF_OBJECTIVES:
+            from evidence.arms import objectives_of  # torch: only where there is a result to look at
+
+            if result["objectives"] != (now := objectives_of(run)):
+                other.append(f"objectives {result['objectives']}, now {now}")
         if other:
             raise ArtifactError(
                 str(self.result(run.name)), f"is of another campaign: {'; '.join(other)}", "the campaign's settings",

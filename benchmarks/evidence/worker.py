@@ -25,6 +25,7 @@ from stars_deploy.errors import ArtifactError
 from stars_deploy.pipeline.distilling import make_distiller
 from stars_deploy.pipeline.runtime import prepare_torch
 from stars_deploy.provenance import versions
+from stars_deploy.sweep.content import content_key
 from stars_deploy.teacher import Teacher, load_teacher
 
 #: Real training images that the diagnosis looks at.
@@ -33,13 +34,14 @@ DIAGNOSED = 1000
 
 def main(request: Path) -> None:
     """Do the run that a request describes, and write its result."""
+    made_by = sources()  # what is imported now: the checkout may be edited while this runs
     asked = json.loads(request.read_text(encoding="utf-8"))
     run = Run.model_validate(asked["run"])
     prepare_torch(1)
     register_all()
     teacher = load_teacher(asked["teacher"])
     config = settled(run)
-    checkpoint = request.with_suffix(".safetensors")
+    checkpoint = checkpoint_of(request, made_by, asked)
     distiller = resumed(lambda: prepare(run, config, teacher), checkpoint)
     if run.kind == "real":
         training = load_dataset(asked["dataset"], asked["root"], train=True)
@@ -58,8 +60,18 @@ def main(request: Path) -> None:
         # All these are of the process that finished: of a run that was interrupted, from this step on.
         "resumed_at": resumed_at,
     }
-    write_json(Path(asked["result"]), describe(asked, run, config, distiller, spent))
+    write_json(Path(asked["result"]), {**describe(asked, run, config, distiller, spent), "sources": made_by})
     checkpoint.unlink(missing_ok=True)
+
+
+def checkpoint_of(request: Path, made_by: str, asked: dict[str, Any]) -> Path:
+    """Return where a run's checkpoint is: one of the same sources and images; any other is removed."""
+    images = [asked["dataset"], asked["root"], asked["evaluate"], asked["validation_images"]]
+    name = f"{request.stem}-{content_key(made_by, images)[:16]}.safetensors"
+    for other in request.parent.glob(f"{request.stem}-{'[0-9a-f]' * 16}.safetensors"):
+        if other.name != name:
+            other.unlink()
+    return request.with_name(name)
 
 
 def resumed(make: Callable[[], Distiller], checkpoint: Path) -> Distiller:
@@ -108,7 +120,7 @@ def describe(
             **diagnose(teacher, student, real, synthetic), "gradient_ratios": gradient_ratios(distiller.history)
         },
         "last_round": distiller.history[-1] if distiller.history else {},
-        "sources": sources(), "versions": versions(),
+        "versions": versions(),
         "note": "RCA and TAR reconstructed from the abstract; the formulas are ours",
     }  # fmt: skip
 

@@ -40,7 +40,7 @@ def content_key(*parts: object) -> str:
 
 @functools.cache
 def code_version() -> str:
-    """Return the SHA-256 of every source file of this package, in hexadecimal.
+    """Return the SHA-256 of every source file and preset (YAML) of this package, in hexadecimal.
 
     A result may depend on any module that the work imports. All of them together are more than that, and never less: a
     change of the sources is never missed, also between two commits of one version.
@@ -49,7 +49,7 @@ def code_version() -> str:
     digest = hashlib.sha256()
     for folder, folders, files in os.walk(root, followlinks=True):  # export and targets are links in a checkout
         folders.sort()
-        for name in sorted(name for name in files if name.endswith(".py")):
+        for name in sorted(name for name in files if name.endswith((".py", ".yaml"))):
             path = Path(folder, name)
             _feed(digest, (path.relative_to(root).as_posix(), path.read_bytes()))
     return digest.hexdigest()
