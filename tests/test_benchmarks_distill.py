@@ -56,19 +56,19 @@ def test_synthesis_is_measured(backbone):
     asked = {"seed": 3, "seconds": 0.0, "backbone": backbone, "teacher": "digits", "student": "vgg:4-6"}
     answer = ask("synthesis", asked)
     assert answer["samples"] == 128
-    assert answer["samples_per_second"] > 0
+    assert answer["samples_per_second"] == pytest.approx(128 / answer["wall"]["median"])
+    assert answer["cpu_seconds_per_sample"] == pytest.approx(answer["cpu"]["median"] / 128)
 
 
-def test_shares_add_up():
+def test_shares_are_of_every_part():
     asked = {"seed": 3, "seconds": 0.0, "backbone": "fast", "teacher": "vgg:4-6", "student": "vgg:4-6", "shares": True}
     shares = ask("synthesis", {**asked, "options": {"warmup_steps": 1, "width": 4}})["shares"]
-    assert sum(shares.values()) == pytest.approx(1)
-    assert {
-        "synthesis: backward",
-        "student: backward",
-        "student: teacher, forward",
-        "student: forward",
-    } <= shares.keys()
+    assert shares.keys() == {
+        "synthesis: networks and objectives, forward", "synthesis: backward", "synthesis: generator, optimiser, rest",
+        "student: teacher, forward", "student: forward", "student: backward", "student: views",
+        "student: optimiser, pool, rest",
+    }  # fmt: skip
+    assert min(shares.values()) > 0.001  # a part that is not reached would take microseconds
 
 
 def fake(speeds, wrong=""):

@@ -137,3 +137,9 @@ def test_missing_file_is_named(tmp_path):
 def test_settings_cannot_change():
     with pytest.raises(Exception, match="frozen"):
         TeacherConfig().spec = "other"
+
+
+@pytest.mark.parametrize("schedule", [{"begin": 0.6, "until": 0.4}, {"begin": 1.0}, {"until": 0.0}])
+def test_an_objective_that_would_never_count_is_refused(schedule):
+    with pytest.raises(ConfigError, match=r"synthesis\.objectives\.tar.*it would never count"):
+        objectives("tar", tar={"weight": 0.5, **schedule})

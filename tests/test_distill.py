@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 import os
 import resource
 import signal
@@ -166,6 +167,30 @@ def test_resumed_run_has_the_bits_of_an_uninterrupted_one(teacher, tmp_path, spe
     # What is drawn after the end is the same as well.
     assert torch.equal(again.held_out(20), whole.held_out(20))
     assert torch.equal(again.pool.images, whole.pool.images)
+
+
+@pytest.mark.parametrize(("spec", "weight"), [("inherit", "rate_matching"), ("vgg:4-6", "relations")])
+def test_losses_that_ask_nothing_of_the_readout_can_be_resumed(teacher, tmp_path, spec, weight):
+    options = {"distill": {"kl": 0, "per_timestep": 0, "rate_matching": 0, "relations": 0, weight: 1.0}}
+    whole = distiller(teacher, spec, **options)
+    readout = whole.student.layers[-1].weight.detach().clone()
+    expected = bits(whole.run(silent))
+    assert torch.equal(whole.student.layers[-1].weight, readout)
+    assert all(parameter.grad is not None for parameter in whole.student.parameters())  # as DDP asks for
+    file = tmp_path / "c.safetensors"
+    interrupted(distiller(teacher, spec, **options), 7, file)
+    again = distiller(teacher, spec, **options)
+    again.restore(file)
+    assert equal(expected, bits(again.run(silent)))
+
+
+def test_a_loss_without_terms_is_refused(teacher):
+    nothing = {"kl": 0, "per_timestep": 0}
+    distiller(teacher, "inherit", distill=nothing)  # rates are matched
+    with pytest.raises(ConfigError, match=r"every term of the student's loss has weight 0.*rate_matching where"):
+        distiller(teacher, "vgg:4-6", distill=nothing)
+    with pytest.raises(ConfigError, match="every term"):
+        distiller(teacher, "inherit", distill={**nothing, "rate_matching": 0})
 
 
 def test_run_may_die_at_any_step(teacher, tmp_path):
@@ -482,8 +507,11 @@ def test_budget_is_planned_from_what_steps_take_and_leaves_no_trace(teacher, mon
 
         monkeypatch.setattr(asked, name, timed)
     monkeypatch.setattr("stars_deploy.distill.budget.time.perf_counter", lambda: clock[0])
-    # A step takes 0.5 s, and a quarter of a round of 2 s; the first round takes 10 s more.
-    assert plan_steps(asked, 200.0) == int((0.95 * 200 - 10) / 1.0)
+    # A step takes 0.5 s, and a quarter of a round of 2 s; the first round takes 10 s more. Planning takes three rounds
+    # and four steps, and the images at the end take some more rounds.
+    at_the_end = 2 * math.ceil(asked.config.held_out_images / asked.config.synthesis.batch)
+    assert at_the_end > 2
+    assert plan_steps(asked, 200.0) == int((0.95 * 200 - (12 + 4 + 2) - at_the_end - 10) / 1.0)
     assert plan_steps(asked, 1.0) == 4
     monkeypatch.undo()
     assert equal(bits(plain.run(silent)), bits(asked.run(silent)))

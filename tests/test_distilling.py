@@ -8,7 +8,7 @@ from PIL import Image
 
 from stars_deploy import norms
 from stars_deploy.config import load_config
-from stars_deploy.distill import budget
+from stars_deploy.distill import Distiller, budget
 from stars_deploy.distill.mixing import mixed
 from stars_deploy.distill.parallel import Parallel
 from stars_deploy.errors import ConfigError
@@ -83,23 +83,40 @@ def test_loss_that_is_not_finite_keeps_the_last_checkpoint(teacher, tmp_path):
     assert not directory.file("student.safetensors").exists()
 
 
+def test_channels_that_were_dead_a_round_ago_are_told_of(teacher, tmp_path, monkeypatch):
+    """In the last round they are alive: they have just been brought back."""
+
+    def look(run, output):
+        dead = float(run.step == 6)
+        run.history[-1].update({"dead/1": dead, "saturated/1": 0.0, "dead/2": 0.0, "saturated/2": 0.0})
+
+    monkeypatch.setattr(Distiller, "_look_after", look)
+    notes = Notes()
+    distil(settings(), teacher, started(tmp_path / "run", settings()), notes, False, Parallel())
+    (text,) = notes.texts
+    assert text.startswith("100% of the channels of spiking layer 1 never fire")
+
+
 def test_budget_becomes_steps_once(teacher, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(budget, "plan_steps", lambda distiller, seconds: asked.append(seconds) or 12)
     config, notes = settings(distill={"budget": "90s"}), Notes()
     directory = RunDirectory(tmp_path / "run")
-    planned = plan_budget(config, teacher, directory, notes, Parallel())
+    planned = plan_budget(config, teacher, directory, notes, False, Parallel())
     assert planned.distill.steps == 12
     assert planned.distill.model_copy(update={"steps": 9}) == config.distill
     assert asked == [90.0]
     assert notes.texts == ["12 steps are planned for a budget of 90 s"]
     directory.start(planned, resume=False, overwrite=False)
     monkeypatch.setattr(budget, "plan_steps", lambda *_: pytest.fail("planned anew"))
-    assert plan_budget(config, teacher, directory, notes, Parallel()) == planned
+    assert plan_budget(config, teacher, directory, notes, True, Parallel()) == planned
     monkeypatch.setattr(budget, "plan_steps", lambda *_: 99)
     other = settings(distill={"budget": "2m"})
-    assert plan_budget(other, teacher, directory, notes, Parallel()).distill.steps == 99
-    assert plan_budget(settings(), teacher, directory, notes, Parallel()).distill.steps == 9
+    assert plan_budget(other, teacher, directory, notes, True, Parallel()).distill.steps == 99
+    # What is overwritten may have been of another network, or unreadable.
+    directory.file("config.yaml").write_text("timesteps: [")
+    assert plan_budget(config, teacher, directory, notes, False, Parallel()).distill.steps == 99
+    assert plan_budget(settings(), teacher, directory, notes, False, Parallel()).distill.steps == 9
 
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:77", "meta?"])
@@ -140,3 +157,4 @@ def test_report_says_which_objectives_were_in_force():
     assert found["tar"]["thresholds"] == "gaussian"
     assert found["tar"]["weight"] == 0.5
     assert "rca" not in found
+    assert objectives_in_force(settings(method="stars", synthesis={"backbone": "noise"})) == {}

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from stars_deploy.config import load_config
-from stars_deploy.distill.health import PATIENCE, HealthWatch, LayerHealth, advise
+from stars_deploy.distill.health import PATIENCE, HealthWatch, LayerHealth, advise, lately
 from stars_deploy.pipeline.distilling import make_distiller
 from stars_deploy.spiking import NeuronModel, StudentOutput
 from stars_deploy.student import build_student
@@ -118,6 +118,37 @@ def test_dead_student_learns_again_with_the_remedy_only(teacher, revive):
     else:
         assert last["dead/2"] == 1
         assert agreement < 0.3
+
+
+def test_channels_that_die_again_and_again_are_told_of(teacher):
+    """Each revival begins the count anew: the last round alone says that all is well."""
+    config = load_config(
+        None,
+        {"student": {"spec": "vgg:4-6"}, "timesteps": 2, "distill": {"steps": 48, "steps_per_round": 2},
+         "synthesis": {"batch": 20, "options": {"warmup_steps": 1, "inner_steps": 1}}},
+    )  # fmt: skip
+    run = make_distiller(config, teacher)
+    advance, rounds = run.advance, []
+
+    def dying():
+        killed(run)
+        advance()
+        rounds.append(float(run.student.norms()[1].bias.max()))
+
+    run.advance = dying
+    run.run(lambda *_: None)
+    dead = [entry["dead/2"] for entry in run.history]
+    assert dead[9] == dead[14] == 1
+    assert dead[15:19] == [0] * 4
+    (first, second) = lately(run.history[:19])
+    assert first.dead == second.dead == 1
+    assert "100% of the channels of spiking layer 2 never fire" in advise(lately(run.history[:19]))[1]
+    # From nine tenths on, with no time to learn what a channel is for, none is brought back.
+    revived = [entry.get("revived") for entry in run.history]
+    assert revived[19] == 10
+    assert revived[21:] == [None] * 3
+    assert rounds[-1] < -9
+    assert lately([]) == lately([{"step": 1.0}]) == []
 
 
 def test_inherited_channels_are_watched_but_left_alone(teacher):

@@ -36,8 +36,9 @@ def teacher():
     return load_teacher()
 
 
-def make(teacher):
-    return make_distiller(load_config(None, SETTINGS), teacher)
+def make(teacher, every=3):
+    distill = {**SETTINGS["distill"], "checkpoint_every": every}
+    return make_distiller(load_config(None, {**SETTINGS, "distill": distill}), teacher)
 
 
 def silent(*_):
@@ -88,13 +89,16 @@ def test_interrupted_file_ends_up_with_the_same_bytes(teacher, tmp_path, stop):
     assert file.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
-def test_tensorboard_holds_every_round_once_also_after_a_resume(teacher, tmp_path):
+@pytest.mark.parametrize("stop", [7, 9])  # the checkpoint before is of step 6, in a round, or of 8, at the end of one
+def test_tensorboard_holds_every_round_once_also_after_a_resume(teacher, tmp_path, stop):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     folder, checkpoint = tmp_path / "board", tmp_path / "c.safetensors"
-    run = make(teacher)
-    interrupted(run, 9, checkpoint, [TensorBoardLog(folder, run)])  # the checkpoint is of step 9
-    again = make(teacher)
+    every = 3 if stop == 7 else 4
+    run = make(teacher, every)
+    interrupted(run, stop, checkpoint, [TensorBoardLog(folder, run)])
+    again = make(teacher, every)
     again.restore(checkpoint)
+    assert again.step == (6 if stop == 7 else 8)
     again.run(silent, checkpoint, [TensorBoardLog(folder, again)])
     events = accumulator.EventAccumulator(str(folder))
     events.Reload()

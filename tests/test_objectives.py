@@ -205,6 +205,13 @@ def test_boundary_thresholds_are_where_the_affine_crosses_zero():
     assert boundary_kappas([flat])[0].tolist() == [[-2.5, 2.5]]
 
 
+@pytest.mark.parametrize("gamma", [-5e-4, 5e-4])
+def test_a_relu_that_always_passes_is_known_to_whatever_the_sign_of_a_small_gamma(gamma):
+    known = replace(statistics(1), gamma=torch.tensor([gamma]), beta=torch.tensor([0.2]))
+    values = torch.randn(1000, 1, dtype=torch.float64) * known.var.sqrt() + known.mean
+    assert float(rectified_share(values, known, boundary_kappas([known])[0])) > 0.97
+
+
 def test_diversity_is_its_formula():
     images, features = RNG.random(size=(6, 1, 3, 3)), RNG.random(size=(6, 4)) + 0.5
     images[3] = images[0] + 0.01  # near each other, of one class

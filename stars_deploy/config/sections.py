@@ -54,6 +54,12 @@ class ObjectiveSetting(Section):
     ramp: Share = 0.0
     until: Share = 1.0
 
+    @model_validator(mode="after")
+    def _counts_at_some_time(self) -> ObjectiveSetting:
+        if self.begin >= self.until:
+            raise ValueError(f"begin {self.begin:g} is not before until {self.until:g}: it would never count")
+        return self
+
     def options(self) -> dict[str, Any]:
         """Return the objective's own options, as given."""
         return dict(self.model_extra or {})

@@ -17,6 +17,8 @@ PLANNED = 0.95
 def plan_steps(distiller: Distiller, seconds: float) -> int:
     """Return how many student steps, with their synthesis, this machine does in a time; at least one round.
 
+    The time is also that of this planning, and of the held-out images at the end.
+
     Only to be asked before the first step. What is tried is undone: the distiller is as it was, random numbers
     included.
 
@@ -26,14 +28,19 @@ def plan_steps(distiller: Distiller, seconds: float) -> int:
     seconds : float
         Of the whole distillation [s].
     """
+    begun = time.perf_counter()
     plan = distiller.config.distill
     state = {name: value.clone() for name, value in distiller.state().items()}
     first = _seconds(distiller.synthesize)  # with the backbone's warm-up
+    distiller.step = plan.steps // 2  # where an objective whose schedule begins late is most likely to count
     rounds = min(_seconds(distiller.synthesize) for _ in range(TIMED_ROUNDS))
     step = min(_seconds(distiller.advance) for _ in range(TIMED_STEPS))
+    images = distiller.pool.added // len(distiller.history) // distiller.parallel.world
+    held_out = -(-distiller.config.held_out_images // images) * rounds
     distiller.reset(state)
     each = rounds / plan.steps_per_round + step
-    affordable = int((PLANNED * seconds - (first - rounds)) / each)
+    spent = time.perf_counter() - begun
+    affordable = int((PLANNED * seconds - spent - held_out - (first - rounds)) / each)
     return max(affordable, plan.steps_per_round)
 
 

@@ -21,7 +21,7 @@ from stars_deploy.distill.checkpoint import (
     unreadable,
 )
 from stars_deploy.distill.health import HealthWatch
-from stars_deploy.distill.losses import follow, observe
+from stars_deploy.distill.losses import check_weights, follow, observe
 from stars_deploy.distill.mixing import mixed
 from stars_deploy.distill.observing import DistillObserver
 from stars_deploy.distill.parallel import Parallel
@@ -33,6 +33,8 @@ from stars_deploy.synthesis.registry import build_backbone, view_shift
 from stars_deploy.teacher import Teacher
 from stars_deploy.views import randomly_shifted
 
+#: Share of the distillation after which no channel is brought back: too few steps are left to learn what it is for.
+LAST_REVIVAL = 0.9
 #: Beginnings of the names of what each process has of its own.
 OWN = ("draws/backbone", "adam-")
 
@@ -77,6 +79,7 @@ class Distiller:
     seconds: dict[str, float] = field(default_factory=lambda: {"synthesis": 0.0, "student": 0.0})
 
     def __post_init__(self) -> None:
+        check_weights(self.scales, self.config.distill)
         seed = self.config.seed
         synthesis = self.config.synthesis
         self.synthesis_draws = torch.Generator().manual_seed(seed)
@@ -200,7 +203,7 @@ class Distiller:
         for number, layer in enumerate(layers, start=1):
             self.history[-1].update({f"dead/{number}": layer.dead, f"saturated/{number}": layer.saturated})
         # An inherited channel that is silent may be one that the teacher does not use either.
-        if self.config.distill.revive and not self.scales:
+        if self.config.distill.revive and not self.scales and self.progress < LAST_REVIVAL:
             self.history[-1]["revived"] = float(self.health.revive(self.student, self.optimizer))
 
     def _shown(self) -> torch.Tensor:

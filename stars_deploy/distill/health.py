@@ -6,7 +6,7 @@ at every timestep says nothing; both stay so unless something is done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +98,19 @@ class HealthWatch(nn.Module):
 
     def _ill(self, index: int) -> tuple[Tensor, Tensor]:
         return self.get_buffer(f"silent_{index}") >= PATIENCE, self.get_buffer(f"busy_{index}") >= PATIENCE
+
+
+def lately(history: Sequence[Mapping[str, float]]) -> list[LayerHealth]:
+    """Return the worst of each layer in the last rounds of a history, as many as a channel has to be ill.
+
+    The last round alone would hide a channel that dies again and again: once brought back, its count begins anew.
+    """
+    recent = [entry for entry in history[-PATIENCE:] if "dead/1" in entry]
+    layers = sum(name.startswith("dead/") for name in recent[-1]) if recent else 0
+    return [
+        LayerHealth(**{kind: max(entry[f"{kind}/{number}"] for entry in recent) for kind in ("dead", "saturated")})
+        for number in range(1, layers + 1)
+    ]
 
 
 def advise(layers: Sequence[LayerHealth]) -> list[str]:

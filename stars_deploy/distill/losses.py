@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stars_deploy.config import DistillConfig
+from stars_deploy.errors import ConfigError
 from stars_deploy.norms import watched_norms
 from stars_deploy.student import StudentOutput
 from stars_deploy.synthesis.objective import pooled
@@ -57,10 +58,7 @@ def follow(
     average : callable
         The mean of a number over all processes that distil together: the size of activations is that of all shares.
 
-    Raises
-    ------
-    ValueError
-        If no term has a weight.
+    At least one term must have a weight (see :func:`check_weights`).
     """
     steps = len(output.logits)
     terms: dict[str, Tensor] = {}
@@ -79,7 +77,25 @@ def follow(
         distance = align_relations(pooled(answer.activations[-1]), pooled(output.rates()[-1]))
         terms["relations"] = plan.relations * distance
     loss = torch.stack(list(terms.values())).sum()
+    if not (plan.kl or plan.per_timestep):
+        # A readout that nothing asks for has a gradient of 0, not none: optimisers, checkpoints and DDP expect one.
+        loss = loss + 0 * output.logits.sum()
     return loss, {name: float(term.detach()) for name, term in terms.items()}
+
+
+def check_weights(scales: list[float], plan: DistillConfig) -> None:
+    """Refuse a loss without terms.
+
+    Raises
+    ------
+    ConfigError
+        If no term that this student has weighs anything.
+    """
+    if not (plan.kl or plan.per_timestep or plan.relations or (scales and plan.rate_matching)):
+        raise ConfigError(
+            "distill", "every term of the student's loss has weight 0",
+            "kl, per_timestep or relations greater than 0, or rate_matching where the student inherits",
+        )  # fmt: skip
 
 
 def divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:

@@ -48,7 +48,8 @@ class TensorBoardLog:
     ----------
     folder : path
     distiller : Distiller
-        After a resume, what an earlier process logged of later steps is hidden (TensorBoard's ``purge_step``).
+        After a resume, what an earlier process logged of later steps is hidden (TensorBoard's ``purge_step``); a round
+        that ends at the checkpoint was logged before it was written, and stays.
 
     Raises
     ------
@@ -66,7 +67,7 @@ class TensorBoardLog:
             ) from error  # fmt: skip
         if distiller.step == 0:
             shutil.rmtree(folder, ignore_errors=True)
-        self._writer: Any = SummaryWriter(str(folder), purge_step=distiller.step)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder), purge_step=distiller.step + 1)  # type: ignore[no-untyped-call]
 
     def round_done(self, distiller: Distiller) -> None:
         """Log the finished round; with images as often as gradients are measured."""

@@ -13,6 +13,7 @@ import datetime
 import gc
 import importlib
 import os
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -224,7 +225,12 @@ def processes(device: str = "cpu", environment: Mapping[str, str] = os.environ) 
         ) from error  # fmt: skip
     parallel = Parallel(rank, world)
     try:
-        yield parallel
+        with warnings.catch_warnings():
+            # Gradients whose channels are last are copied into DDP's buckets: right, and cheap.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
+            # What torch 2.14 offers instead synchronises buffers at the start, and 2.3 does not know it.
+            warnings.filterwarnings("ignore", ".*broadcast_buffers. is deprecated", FutureWarning)
+            yield parallel
     finally:
         parallel.leave()
 

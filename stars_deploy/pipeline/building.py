@@ -110,7 +110,7 @@ def build(
             _check_data(config, teacher)  # a wrong path shall not cost a distillation
             _check_fits(config, teacher, profile)
             make_distiller(config, teacher, parallel)  # what it refuses shall be refused before the folder is begun
-            config = plan_budget(config, teacher, directory, watch, parallel)
+            config = plan_budget(config, teacher, directory, watch, resume, parallel)
         if parallel.leads:
             directory.start(config, resume=resume, overwrite=overwrite)
         parallel.wait()

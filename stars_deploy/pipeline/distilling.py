@@ -36,7 +36,7 @@ def distil(
 
     All of `parallel` take part, and the first one writes.
     """
-    from stars_deploy.distill.health import advise
+    from stars_deploy.distill.health import advise, lately
     from stars_deploy.student import describe_student, save_student
 
     if resume and directory.file(STUDENT).is_file():
@@ -50,7 +50,7 @@ def distil(
     distiller.run(watch.advanced, checkpoint, _observers(distiller, directory) if parallel.leads else [])
     if not parallel.leads:
         return
-    for text in advise(distiller.health.now()):
+    for text in advise(lately(distiller.history)):
         watch.noted(text)
     directory.save_images(_synthetic_images(distiller))
     # Last: a folder with a student has all that distillation leaves.
@@ -102,16 +102,16 @@ def make_distiller(config: BuildConfig, teacher: Teacher, parallel: Parallel | N
 
 
 def plan_budget(
-    config: BuildConfig, teacher: Teacher, directory: RunDirectory, watch: Observer, parallel: Parallel
+    config: BuildConfig, teacher: Teacher, directory: RunDirectory, watch: Observer, resume: bool, parallel: Parallel
 ) -> BuildConfig:
     """Return the configuration with as many steps as its time budget allows on this machine.
 
-    A build that was planned before, in the same folder and with the same budget, keeps its plan.
+    A build that is resumed with the same budget keeps its plan.
     """
     seconds = config.distill.budget
     if seconds is None:
         return config
-    if directory.is_build() and directory.config().distill.budget == seconds:
+    if resume and directory.is_build() and directory.config().distill.budget == seconds:
         steps = directory.config().distill.steps
     else:
         from stars_deploy.distill.budget import plan_steps
@@ -159,8 +159,10 @@ def objectives_in_force(config: BuildConfig) -> dict[str, Any]:
     """Return what synthesis minimises, each objective with its weight, schedule and options, for the report."""
     from stars_deploy.synthesis.registry import find_backbone
 
-    base = find_backbone(config.synthesis.backbone).base_weights
-    settings = resolve_objectives(base, load_method(config.method), config.synthesis)
+    backbone = find_backbone(config.synthesis.backbone)
+    if not backbone.minimizes:
+        return {}
+    settings = resolve_objectives(backbone.base_weights, load_method(config.method), config.synthesis)
     return {name: setting.model_dump(mode="json") for name, setting in settings.items()}
 
 

@@ -51,6 +51,8 @@ class Backbone(nn.Module):
         Of its own options.
     base_weights : mapping
         The objectives that it is published with, and their weights; a method adds to them.
+    minimizes : bool
+        Whether it looks at the objectives at all.
 
     Its state, as far as it lasts from batch to batch, is in parameters, buffers and :meth:`optimizers`, and so goes
     into checkpoints.
@@ -59,6 +61,7 @@ class Backbone(nn.Module):
     name: ClassVar[str]
     Options: ClassVar[type[Section]] = NoOptions
     base_weights: ClassVar[Mapping[str, float]]
+    minimizes: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -100,7 +100,8 @@ class Scorer(nn.Module):
         values = {name: float(term.detach()) for name, term in terms.items()}
         if not math.isfinite(float(total.detach())):
             raise ConfigError(
-                "synthesis", f"objective {float(total.detach())} ({values})", "a finite objective",
+                "synthesis", f"objective {float(total.detach())} after {progress:.0%} of the distillation ({values})",
+                "a finite objective",
                 "lower the backbone's learning rates (synthesis.options) or the weights of the objectives; the last "
                 "checkpoint is kept: correct the settings and build anew",
             )  # fmt: skip

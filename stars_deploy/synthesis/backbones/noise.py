@@ -20,6 +20,7 @@ class NoiseBackbone(Backbone):
 
     name = "noise"
     base_weights = MappingProxyType({"bn": 1.0})
+    minimizes = False
 
     def synthesize(self, student: Student, pool: ImagePool, progress: float) -> SynthesizedBatch:
         """Draw a batch of noise; its labels are the teacher's answers."""

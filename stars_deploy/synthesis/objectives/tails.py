@@ -31,7 +31,7 @@ class TailOptions(Section):
     """
 
     thresholds: Literal["gaussian", "boundary", "student"] = "boundary"
-    kappas: Annotated[tuple[float, ...], Field(min_length=1)] = (1.0, 2.0)
+    kappas: Annotated[tuple[Annotated[float, Field(ge=-3, le=3)], ...], Field(min_length=1)] = (1.0, 2.0)
     distance: Literal["chi", "absolute"] = "chi"
 
 
@@ -134,9 +134,11 @@ def boundary_kappas(statistics: Sequence[NormStatistics]) -> list[Tensor]:
 
     Clamped to 2.5 standard deviations: beyond, a batch holds too few samples of the tail.
     """
-    return [
-        (-known.beta / torch.where(known.gamma.abs() < 1e-3, torch.full_like(known.gamma, 1e-3), known.gamma))
-        .clamp(-FARTHEST, FARTHEST)
-        .unsqueeze(0)
-        for known in statistics
-    ]
+    kappas = [(-known.beta / _away_from_zero(known.gamma)).clamp(-FARTHEST, FARTHEST) for known in statistics]
+    return [kappa.unsqueeze(0) for kappa in kappas]
+
+
+def _away_from_zero(gamma: Tensor) -> Tensor:
+    """Return gamma, at least 0.001 of its sign: the sign says on which side of the boundary the ReLU passes."""
+    least = torch.where(gamma < 0, -1e-3, 1e-3).to(gamma)
+    return torch.where(gamma.abs() < 1e-3, least, gamma)
