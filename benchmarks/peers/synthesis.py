@@ -93,6 +93,7 @@ def _shares(run: Distiller, seconds: float) -> dict[str, float]:
     distiller.observe = watch.around("student: teacher, forward", distiller.observe)
     run.trained = watch.around("student: forward", run.trained)
     distiller.mixed = watch.around("student: views", mixing.mixed)
+    distiller.randomly_shifted = watch.around("student: views", distiller.randomly_shifted)
     end = time.perf_counter() + max(seconds, 0.1)
     while time.perf_counter() < end:
         stage[0] = "synthesis"
