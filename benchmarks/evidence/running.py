@@ -61,7 +61,7 @@ class Place:
         if run.equal_time is not None:
             expected["config"].get("distill", {}).pop("steps", None)
         other = differences(result, expected)
-        if run.kind in IMAGES_OF_OBJECTIVES:
+        if run.kind in IMAGES_OF_OBJECTIVES and "objectives" in result:
             from evidence.arms import objectives_of  # torch: only where there is a result to look at
 
             if result["objectives"] != (now := objectives_of(run)):
