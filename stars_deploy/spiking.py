@@ -8,12 +8,12 @@ scanned over time.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from norse.torch import LIFBoxCell, LIFBoxParameters
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,6 +21,11 @@ from stars_deploy.errors import ConfigError
 from stars_deploy.fused import THRESHOLD, find_surrogate, fire
 from stars_deploy.norms import BATCH_NORMS, BatchNorm
 from stars_deploy.teacher import InputFormat
+
+with warnings.catch_warnings():
+    # norse 1.1 scripts functions that nothing here calls, and torch 2.14 has something to say about that to our users.
+    warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", FutureWarning)
+    from norse.torch import LIFBoxCell, LIFBoxParameters
 
 __all__ = ["DT", "THRESHOLD", "NeuronModel", "SpikingLayer", "Student", "StudentOutput"]
 

@@ -1,5 +1,8 @@
 import copy
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -291,3 +294,10 @@ def test_files_that_are_no_student_are_refused(teacher, tmp_path):
     save_file({"a": torch.zeros(2)}, str(path))
     with pytest.raises(FormatError, match=r"holds no student"):
         load_student(path)
+
+
+def test_the_neurons_are_imported_without_a_word():
+    """What norse does at its import, newer versions of torch warn of: nothing that a user could do something about."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONWARNINGS"}
+    command = [sys.executable, "-c", "import stars_deploy.spiking"]
+    assert subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stderr == ""
