@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -16,6 +17,7 @@ from evidence.summary import NOTE
 from stars_deploy.artifacts import written_whole
 
 INCHES_A_ROW = 0.32
+TITLE_COLUMNS = 110
 COLOURS = ("#1f4e79", "#c55a11", "#548235", "#7f6000", "#7030a0")
 
 
@@ -49,7 +51,7 @@ def _compared(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _differences(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], file: Path) -> Path:
-    """Paired differences from the baseline with their 95 % t intervals."""
+    """Paired differences, from the baseline or as compared, with their 95 % t intervals."""
     figure, axes = pyplot.subplots(figsize=(8, 1.2 + INCHES_A_ROW * len(rows)), layout="constrained")
     axes.axvline(0, color="gray", linewidth=1)
     for place, row in enumerate(rows):
@@ -59,7 +61,7 @@ def _differences(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], 
         axes.plot([100 * value for value in paired["differences"]], [place] * len(paired["differences"]), "o",
                   color=colour, alpha=0.6, markersize=5)  # fmt: skip
         axes.plot(100 * paired["mean"], place, "|", color=colour, markersize=14, markeredgewidth=2)
-    label = f"difference from `{summary['baseline']}` [points], paired by seed; line: 95 % t interval"
+    label = f"paired difference [points] from `{summary['baseline']}`, or as named; line: 95 % t interval"
     return _finished(figure, axes, rows, label, summary, file)
 
 
@@ -87,9 +89,10 @@ def _finished(figure: Any, axes: Any, rows: Sequence[Any], label: str, summary: 
     names = [" ".join(filter(None, [row["student"] if several else "", row["backbone"], row["arm"]])) for row in rows]
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_xlabel(label)
     axes.grid(axis="x", alpha=0.3)
-    axes.set_title(summary["title"] + "\n" + NOTE, fontsize=9)
+    # Of the whole figure: the axes are narrower by the longest name.
+    figure.supxlabel(label, fontsize=10)
+    figure.suptitle("\n".join([*textwrap.wrap(summary["title"], TITLE_COLUMNS), NOTE]), fontsize=9)
     with written_whole(file) as draft:
         figure.savefig(draft, format="png", dpi=110)
     pyplot.close(figure)
