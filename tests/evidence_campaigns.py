@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-from evidence.planning import Campaign, load_campaign  # noqa: E402
+from evidence.planning import Campaign, Run, load_campaign  # noqa: E402
 from evidence.running import Place  # noqa: E402
 
 from stars_deploy.teacher import DIGITS_WEIGHTS  # noqa: E402
@@ -61,3 +62,15 @@ def place_in(folder: Path) -> Place:
     """Return where the results of a campaign of the embedded teacher are: in a folder of that one."""
     (folder / "out" / "work").mkdir(parents=True)
     return Place(folder=folder / "out", teacher=DIGITS_WEIGHTS, root=None)
+
+
+def request_of(place: Place, campaign: Campaign, run: Run) -> Path:
+    """Write what a run's process is asked to do, and return the file."""
+    request = place.folder / "work" / f"{run.name}.json"
+    asked = {
+        "run": run.model_dump(mode="json"), "teacher": str(place.teacher), "dataset": campaign.dataset, "root": None,
+        "evaluate": campaign.evaluate, "validation_images": campaign.validation_images,
+        "result": str(place.result(run.name)),
+    }  # fmt: skip
+    request.write_text(json.dumps(asked))
+    return request

@@ -10,7 +10,7 @@ import torch
 from evidence import mechanism, worker
 from evidence.arms import PermutedRelations, RealImages, ShuffledTails, as_ann, register_all
 from evidence.planning import plan_runs
-from evidence_campaigns import WITH_REFERENCES, place_in, small_campaign
+from evidence_campaigns import WITH_REFERENCES, place_in, request_of, small_campaign
 
 from stars_deploy.config import load_section
 from stars_deploy.data import load_dataset
@@ -51,21 +51,10 @@ def offered(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def _request(place, campaign, run):
-    request = place.folder / "work" / f"{run.name}.json"
-    asked = {
-        "run": run.model_dump(mode="json"), "teacher": str(place.teacher), "dataset": campaign.dataset, "root": None,
-        "evaluate": campaign.evaluate, "validation_images": campaign.validation_images,
-        "result": str(place.result(run.name)),
-    }  # fmt: skip
-    request.write_text(json.dumps(asked))
-    return request
-
-
 def _done(place, campaign, arm, seed=0):
     """Do the run of an arm in this process, and return its result."""
     run = next(run for run in plan_runs(campaign) if (run.arm, run.seed) == (arm, seed))
-    worker.main(_request(place, campaign, run))
+    worker.main(request_of(place, campaign, run))
     return json.loads(place.result(run.name).read_text())
 
 

@@ -15,7 +15,7 @@ from evidence.pairing import share_of_way
 from evidence.planning import plan_runs
 from evidence.running import cpu_seconds, resolve_equal_time, run_campaign
 from evidence.summary import markdown, summarize
-from evidence_campaigns import CAMPAIGN, WITH_REFERENCES, place_in, small_campaign, write_campaign
+from evidence_campaigns import CAMPAIGN, WITH_REFERENCES, place_in, request_of, small_campaign, write_campaign
 
 from stars_deploy.config import load_section
 from stars_deploy.errors import ArtifactError, ConfigError, StarsDeployError
@@ -48,14 +48,7 @@ def offered(monkeypatch):
 
 
 def _do(place, campaign, run):
-    request = place.folder / "work" / f"{run.name}.json"
-    asked = {
-        "run": run.model_dump(mode="json"), "teacher": str(place.teacher), "dataset": campaign.dataset, "root": None,
-        "evaluate": campaign.evaluate, "validation_images": campaign.validation_images,
-        "result": str(place.result(run.name)),
-    }  # fmt: skip
-    request.write_text(json.dumps(asked))
-    worker.main(request)
+    worker.main(request_of(place, campaign, run))
     return json.loads(place.result(run.name).read_text())
 
 
