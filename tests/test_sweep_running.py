@@ -308,6 +308,15 @@ if __name__ == "__main__":
 """
 
 
+def deaf_to_interrupts(pid):
+    """Whether a process blocks SIGINT; true where the system does not tell."""
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():
+        return True
+    (blocked,) = (line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigBlk"))
+    return bool(int(blocked, 16) >> (signal.SIGINT - 1) & 1)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_is_left_after_an_interrupt_or_a_kill(tmp_path, number):
     pids = tmp_path / "pids"
@@ -320,6 +329,7 @@ def test_no_process_is_left_after_an_interrupt_or_a_kill(tmp_path, number):
     )  # fmt: skip
     try:
         await_that(lambda: len(list(pids.iterdir())) == 2 or process.poll() is not None)
+        assert all(deaf_to_interrupts(int(path.name)) for path in pids.iterdir())
         if number == signal.SIGINT:
             os.killpg(process.pid, number)  # as Ctrl-C does: every process of the terminal
         else:
