@@ -164,9 +164,8 @@ def test_results_of_a_method_with_other_weights_are_refused(tmp_path, campaign, 
 
 
 def _checkpoint(place, campaign, run, made_by):
-    request = place.folder / "work" / f"{run.name}.json"
-    asked = {"dataset": campaign.dataset, "root": None, "evaluate": campaign.evaluate}
-    return worker.checkpoint_of(request, made_by, {**asked, "validation_images": campaign.validation_images})
+    request = request_of(place, campaign, run)
+    return worker.checkpoint_of(request, {**json.loads(request.read_text()), "sources": made_by})
 
 
 def test_a_checkpoint_of_other_sources_or_images_is_removed(campaign, place):

@@ -89,16 +89,15 @@ def test_interrupted_file_ends_up_with_the_same_bytes(teacher, tmp_path, stop):
     assert file.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("stop", [7, 9])  # the checkpoint before is of step 6, in a round, or of 8, at the end of one
-def test_tensorboard_holds_every_round_once_also_after_a_resume(teacher, tmp_path, stop):
+@pytest.mark.parametrize(("every", "stop"), [(3, 7), (4, 9)])  # resumed at step 6, in a round, or 8, at its end
+def test_tensorboard_holds_every_round_once_also_after_a_resume(teacher, tmp_path, every, stop):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     folder, checkpoint = tmp_path / "board", tmp_path / "c.safetensors"
-    every = 3 if stop == 7 else 4
     run = make(teacher, every)
     interrupted(run, stop, checkpoint, [TensorBoardLog(folder, run)])
     again = make(teacher, every)
     again.restore(checkpoint)
-    assert again.step == (6 if stop == 7 else 8)
+    assert again.step == 2 * every
     again.run(silent, checkpoint, [TensorBoardLog(folder, again)])
     events = accumulator.EventAccumulator(str(folder))
     events.Reload()

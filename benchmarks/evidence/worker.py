@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from processes import end_with_parent
 
-from evidence.arms import as_ann, register_all
+from evidence.arms import as_ann, objectives_of, register_all
 from evidence.mechanism import diagnose, gradient_ratios
 from evidence.planning import Run, settled
 from evidence.sources import sources
@@ -34,14 +34,14 @@ DIAGNOSED = 1000
 
 def main(request: Path) -> None:
     """Do the run that a request describes, and write its result."""
-    made_by = sources()  # what is imported now: the checkout may be edited while this runs
-    asked = json.loads(request.read_text(encoding="utf-8"))
+    # Of what is imported now: the checkout may be edited while this runs.
+    asked = {**json.loads(request.read_text(encoding="utf-8")), "sources": sources()}
     run = Run.model_validate(asked["run"])
     prepare_torch(1)
     register_all()
     teacher = load_teacher(asked["teacher"])
     config = settled(run)
-    checkpoint = checkpoint_of(request, made_by, asked)
+    checkpoint = checkpoint_of(request, asked)
     distiller = resumed(lambda: prepare(run, config, teacher), checkpoint)
     if run.kind == "real":
         training = load_dataset(asked["dataset"], asked["root"], train=True)
@@ -60,14 +60,14 @@ def main(request: Path) -> None:
         # All these are of the process that finished: of a run that was interrupted, from this step on.
         "resumed_at": resumed_at,
     }
-    write_json(Path(asked["result"]), {**describe(asked, run, config, distiller, spent), "sources": made_by})
+    write_json(Path(asked["result"]), describe(asked, run, config, distiller, spent))
     checkpoint.unlink(missing_ok=True)
 
 
-def checkpoint_of(request: Path, made_by: str, asked: dict[str, Any]) -> Path:
+def checkpoint_of(request: Path, asked: dict[str, Any]) -> Path:
     """Return where a run's checkpoint is: one of the same sources and images; any other is removed."""
-    images = [asked["dataset"], asked["root"], asked["evaluate"], asked["validation_images"]]
-    name = f"{request.stem}-{content_key(made_by, images)[:16]}.safetensors"
+    depends_on = [asked[key] for key in ("sources", "dataset", "root", "evaluate", "validation_images")]
+    name = f"{request.stem}-{content_key(depends_on)[:16]}.safetensors"
     for other in request.parent.glob(f"{request.stem}-{'[0-9a-f]' * 16}.safetensors"):
         if other.name != name:
             other.unlink()
@@ -111,16 +111,14 @@ def describe(
         "dataset": asked["dataset"],
         "teacher": {"spec": teacher.spec, **teacher.weights},
         "config": config.model_dump(mode="json", include={"student", "method", "synthesis", "distill", "timesteps"}),
-        "objectives": {
-            name: setting.model_dump(mode="json") for name, setting in distiller.source.scorer.settings.items()
-        },
+        "objectives": objectives_of(run),
         "steps": distiller.step, "images": distiller.pool.added,
         "seconds": {name: round(value, 3) if isinstance(value, float) else value for name, value in spent.items()},
         "mechanism": {
             **diagnose(teacher, student, real, synthetic), "gradient_ratios": gradient_ratios(distiller.history)
         },
         "last_round": distiller.history[-1] if distiller.history else {},
-        "versions": versions(),
+        "sources": asked["sources"], "versions": versions(),
         "note": "RCA and TAR reconstructed from the abstract; the formulas are ours",
     }  # fmt: skip
 
